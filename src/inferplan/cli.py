@@ -1,0 +1,344 @@
+"""The command line: arguments only. What the commands do is in `commands`.
+
+Building the parser imports nothing heavy, so `inferplan --help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from . import __version__
+from .errors import BusyError, InferplanError, InputError
+
+EXIT_CODES = """\
+exit codes:
+  0    a plan was chosen (for other commands: done)
+  1    a fault of inferplan itself, or a gate of `compare --fail-if` that fails
+  2    bad input: the message says what was wrong and what to do
+  3    no plan meets the SLA: the nearest one is named, with by how much it misses
+  4    undecided with this many samples: what would settle it is named
+  130  interrupted: what was measured is kept, and how to resume is shown
+"""
+_BENCHMARK_DEFAULT_SLA_MS = 1500.0
+_HELP_WIDTH = "100"
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints end with where help is."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message}\nSee `{self.prog} --help`.\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The `inferplan` command; returns its exit code."""
+    return _guarded(build_parser(), argv)
+
+
+def benchmark_main(argv: Sequence[str] | None = None) -> int:
+    """The `benchmark.py` command; returns its exit code."""
+    return _guarded(build_benchmark_parser(), argv)
+
+
+def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # ended politely is ended with everything kept
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except (InputError, BusyError) as err:
+        print(f"{parser.prog}: {err}", file=sys.stderr)
+        return 2
+    except InferplanError as err:
+        print(f"{parser.prog}: {err}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `inferplan` and all its subcommands."""
+    parser = _Parser(
+        prog="inferplan",
+        description="Find the cheapest way to run a language model here that still meets your latency SLA.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"inferplan {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_optimize(commands)
+    _add_plans(commands)
+    _add_bench(commands)
+    _add_studies(commands)
+    _add_report(commands)
+    _add_compare(commands)
+    _add_delete(commands)
+    _add_transfer(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def build_benchmark_parser() -> argparse.ArgumentParser:
+    """The parser of `benchmark.py`: underscores in its first flags, as they were first published."""
+    parser = _Parser(
+        prog="benchmark.py",
+        description="Measure model x INT8 on/off x threads x KV cache on/off and choose the best plan under the SLA. "
+        "Writes results.csv, summary.csv and chosen_plan.csv.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--sla_ms",
+        "--sla-ms",
+        type=float,
+        default=_BENCHMARK_DEFAULT_SLA_MS,
+        metavar="MS",
+        help="limit on the median latency of a request, in milliseconds (default: %(default)g)",
+    )
+    _space_flags(parser, full=False)
+    _workload_flags(parser)
+    _run_flags(parser)
+    _output_flags(parser, out_default=".")
+    _objective_flags(parser)
+    parser.set_defaults(run=_command("benchmark"))
+    return parser
+
+
+def help_document() -> str:
+    """Help of every command, as docs/cli.md; a test keeps the two equal."""
+    width = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = _HELP_WIDTH
+    try:
+        parser = build_parser()
+        pages = [("inferplan", parser.format_help())]
+        actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        for action in actions:
+            pages += [(f"inferplan {name}", sub.format_help()) for name, sub in action.choices.items()]
+        pages.append(("benchmark.py", build_benchmark_parser().format_help()))
+    finally:
+        if width is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = width
+    body = "\n".join(f"## {title}\n\n```text\n{text.rstrip()}\n```\n" for title, text in pages)
+    return f"# The command line\n\nGenerated by `make docs`; a test fails when it is out of date.\n\n{body}"
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """A command that is imported when it is run."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from . import commands
+
+        verb: Callable[[argparse.Namespace], int] = getattr(commands, name)
+        return verb(arguments)
+
+    return run
+
+
+def _add(commands: Commands, name: str, verb: str, text: str, epilog: str = "") -> argparse.ArgumentParser:  # type: ignore[valid-type]
+    parser: argparse.ArgumentParser = commands.add_parser(  # type: ignore[attr-defined]
+        name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--store", metavar="PATH", help="file that keeps the studies (default: in the user's data directory)"
+    )
+    parser.set_defaults(run=_command(verb))
+    return parser
+
+
+def _add_optimize(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(
+        commands, "optimize", "optimize", "Measure a space of plans and choose the best one under an SLA.", EXIT_CODES
+    )
+    _sla_flag(parser)
+    _space_flags(parser)
+    _workload_flags(parser)
+    _objective_flags(parser)
+    _run_flags(parser, store=False)
+    _output_flags(parser)
+
+
+def _add_plans(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(commands, "plans", "plans", "List the plans of a space, and those that cannot run here, with why.")
+    _space_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_bench(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(commands, "bench", "bench", "Measure one plan.", EXIT_CODES)
+    parser.add_argument("plan", metavar="PLAN_ID", help="as listed by `inferplan plans`")
+    parser.add_argument(
+        "--sla", action="append", metavar="CONSTRAINT", help='such as "p50<=1500ms"; without, only figures are shown'
+    )
+    _workload_flags(parser)
+    _run_flags(parser, store=False, resume=False)
+    _output_flags(parser)
+
+
+def _add_studies(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(commands, "studies", "studies", "List the studies in the store.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_report(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(commands, "report", "show", "Show a study again; other terms re-select without measuring.", EXIT_CODES)
+    parser.add_argument("study", metavar="STUDY", help="its id, the start of it, or `latest`")
+    parser.add_argument(
+        "--format", default="table", metavar="FORMAT", help="table, csv, json, md or html (default: table)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write to FILE instead of standard output")
+    _sla_flag(parser, required=False)
+    _objective_flags(parser)
+
+
+def _add_compare(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(commands, "compare", "compare", "Compare the same plans of two studies, paired by prompt.")
+    parser.add_argument("a", metavar="A", help="the study to compare against")
+    parser.add_argument("b", metavar="B", help="the study that is compared; ratios are B over A")
+    parser.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="GATE",
+        help='exit with 1 when the change is shown, such as "p50>+5%%" or "tokens_per_s<-5%%"',
+    )
+    parser.add_argument("--format", default="table", metavar="FORMAT", help="table, json or md (default: table)")
+
+
+def _add_delete(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(commands, "delete", "delete", "Delete a study and all its measurements.")
+    parser.add_argument("study", metavar="STUDY", help="its id, the start of it, or `latest`")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _add_transfer(commands: Commands) -> None:  # type: ignore[valid-type]
+    out = _add(commands, "export", "export", "Write a study as one JSON file.")
+    out.add_argument("study", metavar="STUDY", help="its id, the start of it, or `latest`")
+    out.add_argument("--out", metavar="FILE", help="write to FILE instead of standard output")
+    back = _add(commands, "import", "import_", "Read a study from a JSON file that `export` wrote.")
+    back.add_argument("file", metavar="FILE", type=Path)
+
+
+def _add_doctor(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(commands, "doctor", "doctor", "Show the machine, what works here, and what would disturb a study.")
+    parser.add_argument("--quick", action="store_true", help="leave out the read bandwidth, which takes seconds")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _sla_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "--sla",
+        action="append",
+        metavar="CONSTRAINT",
+        help='such as "p50<=1500ms", "p95<=2s", "ttft<=300ms", "peak_rss<=800MB", "load<=5s"; give it once for each'
+        + ("" if required else " (default: the study's own)"),
+    )
+
+
+def _space_flags(parser: argparse.ArgumentParser, full: bool = True) -> None:
+    group = parser.add_argument_group("space")
+    group.add_argument(
+        "--models",
+        nargs="+",
+        default=["distilgpt2", "gpt2"],
+        metavar="MODEL",
+        help="a directory, a GGUF file, a hub id (ORG/NAME[@REVISION]) or a name that is shipped (default: distilgpt2 gpt2)",
+    )
+    group.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default: 1 2 4")
+    if not full:
+        group.set_defaults(engines=["transformers"], precisions=["fp32", "int8"], kv_cache=["on", "off"], option=[])
+        return
+    group.add_argument("--engines", nargs="+", default=["transformers"], metavar="ENGINE", help="default: transformers")
+    group.add_argument(
+        "--precisions", nargs="+", default=["fp32", "int8"], metavar="PRECISION", help="default: fp32 int8"
+    )
+    group.add_argument("--kv-cache", nargs="+", default=["on", "off"], choices=["on", "off"], help="default: on off")
+    group.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=V1,V2",
+        help="one of the engine's own axes, with the values to try; see `inferplan doctor`",
+    )
+
+
+def _workload_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("workload (one request at a time)")
+    group.add_argument(
+        "--prompts", metavar="FILE", help=".txt (a line each) or .jsonl (`prompt` or `messages`); default: 8 shipped ones"
+    )
+    group.add_argument(
+        "--prompt-tokens", metavar="N,N,...", help="instead: prompts of so many tokens, cut from the shipped text"
+    )
+    group.add_argument(
+        "--max_new_tokens", "--max-new-tokens", type=int, default=64, metavar="N", help="tokens to produce, exactly (default: 64)"
+    )
+    group.add_argument("--private", action="store_true", help="keep prompts and outputs only as hashes and lengths")
+
+
+def _objective_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("choice")
+    group.add_argument(
+        "--minimize", metavar="WHAT", help="latency (p50), memory (peak) or cost, among the plans that meet the SLA"
+    )
+    group.add_argument("--prices", metavar="FILE", type=Path, help="TOML or JSON with usd_per_vcpu_hour and usd_per_gb_hour")
+
+
+def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool = True) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--rounds", type=int, default=2, metavar="N", help="fresh processes a plan, interleaved (default: 2); the "
+        "first for every plan, further ones for those that could still be chosen",
+    )
+    group.add_argument("--all-rounds", action="store_true", help="give every round to every plan")
+    group.add_argument(
+        "--early-stop", action="store_true", help="end a request that has already taken longer than the SLA allows"
+    )
+    group.add_argument(
+        "--retakes", type=int, default=4, metavar="N", help="disturbed samples taken again per process (default: 4)"
+    )
+    group.add_argument(
+        "--weights", default="auto", choices=["auto", "hub", "synthetic"],
+        help="auto: the hub, else packaged, else synthetic weights; hub: nothing else; synthetic: no network",
+    )
+    group.add_argument("--trust-remote-code", action="store_true", help="run a model's own Python code: it can do anything")
+    group.add_argument("--request-timeout", type=float, default=600.0, metavar="S", help="a longer request is a hang (default: 600)")
+    group.add_argument("--load-timeout", type=float, default=600.0, metavar="S", help="a longer load is a hang (default: 600)")
+    group.add_argument("--no-lock", action="store_true", help="measure although another timed study runs here")
+    group.add_argument("--wait", action="store_true", help="wait until another timed study has ended")
+    if store:
+        group.add_argument("--store", metavar="PATH", help="file that keeps the studies (default: in the user's data directory)")
+    if resume:
+        group.add_argument("--resume", metavar="STUDY", help="go on with a study: its id, the start of it, or `latest`")
+
+
+def _output_flags(parser: argparse.ArgumentParser, out_default: str | None = None) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out", default=out_default, metavar="DIR",
+        help="where results.csv, summary.csv and chosen_plan.csv go (default: " + ("here)" if out_default else "not written)"),
+    )
+    group.add_argument("--json", action="store_true", help="print the report as JSON")
+    group.add_argument("--quiet", action="store_true", help="no progress; errors and the answer only")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,366 @@
+"""What each command does, from parsed arguments to an exit code.
+
+Owns the order of calls and what is printed. Leaves arguments to `cli`, the
+loop to `study`, figures and pages to `report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from . import compare as comparing
+from . import doctor as doctors
+from . import locks, machine, measure, prepare, report, validity
+from ._codec import encode
+from .cost import Prices, read_prices
+from .engines import HIDDEN, engine_names
+from .engines.base import EngineInfo
+from .errors import InputError, StoreError
+from .plan import OptionValue, Plan, Space, option_value
+from .progress import Progress, choose_style
+from .selection import SLA, Objective, parse_sla
+from .store import Store, store_path
+from .study import Settings, Study, check_resumable, load, new_id, run, save_header
+from .workload import Prompt, Workload, parse_prompts, read_prompts
+
+Arguments = argparse.Namespace
+Tell = Callable[[str], None]
+
+
+def benchmark(arguments: Arguments) -> int:
+    """`benchmark.py`: the full space under one limit on the median latency."""
+    return _search(arguments, SLA.from_p50_ms(arguments.sla_ms))
+
+
+def optimize(arguments: Arguments) -> int:
+    """`inferplan optimize`."""
+    if arguments.sla is None and arguments.resume is None:
+        raise InputError('give at least one --sla, such as --sla "p50<=1500ms"')
+    return _search(arguments, parse_sla(arguments.sla) if arguments.sla else None)
+
+
+def bench(arguments: Arguments) -> int:
+    """`inferplan bench PLAN_ID`: one plan; without an SLA, any request that ends in time counts."""
+    plan = Plan.parse(arguments.plan)
+    limit = [f"p50<={arguments.request_timeout:.15g}s"]
+    options = tuple((name, (value,)) for name, value in plan.options)
+    space = Space(
+        (plan.model,), (plan.engine,), (plan.precision,), (plan.threads,), (plan.kv_cache,), plan.device, options
+    )
+    arguments.resume = arguments.minimize = arguments.prices = None
+    return _search(arguments, parse_sla(arguments.sla or limit), space)
+
+
+def plans(arguments: Arguments) -> int:
+    """`inferplan plans`."""
+    space = _space(arguments)
+    infos = prepare.describe_engines(space.engines)
+    out = dict(space.rejected(lambda plan: infos[plan.engine].reject(plan)))
+    if arguments.json:
+        rows = [{"plan": plan.id, "unsupported": out.get(plan)} for plan in space.plans]
+        print(json.dumps(rows, indent=2))
+        return 0
+    for plan in space.plans:
+        print(plan.id + (f"  (cannot run here: {out[plan]})" if plan in out else ""))
+    return 0
+
+
+def studies(arguments: Arguments) -> int:
+    """`inferplan studies`."""
+    with Store(store_path(arguments.store)) as store:
+        rows = store.list_studies()
+    if arguments.json:
+        keys = ("id", "created_at", "trials", "samples", "finished")
+        print(json.dumps([{key: getattr(row, key) for key in keys} for row in rows], indent=2))
+        return 0
+    if not rows:
+        print(f"no studies in {store_path(arguments.store)} yet: `inferplan optimize` makes one", file=sys.stderr)
+    for row in rows:
+        models = " ".join(row.header["space"]["models"])
+        sla = ", ".join(constraint["text"] for constraint in row.header["sla"]["constraints"])
+        state = "finished" if row.finished else "unfinished"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created_at))
+        print(f"{row.id}  {when}  {state:10}  {row.trials:4} processes  {row.samples:5} samples  {models}  {sla}")
+    return 0
+
+
+def show(arguments: Arguments) -> int:
+    """`inferplan report STUDY`."""
+    with Store(store_path(arguments.store)) as store:
+        study = load(store, arguments.study)
+    sla = parse_sla(arguments.sla) if arguments.sla else study.sla
+    study = replace(study, sla=sla, objective=_objective(arguments, study.objective), prices=_prices(arguments, study.prices))
+    made = _report(study)
+    text = report.render(made, arguments.format)
+    _put(text, arguments.out)
+    return made.selection.exit_code
+
+
+def compare(arguments: Arguments) -> int:
+    """`inferplan compare A B`."""
+    gates = [comparing.parse_gate(text) for text in arguments.fail_if]
+    with Store(store_path(arguments.store)) as store:
+        a, b = load(store, arguments.a), load(store, arguments.b)
+    comparison = comparing.compare(a, b)
+    checks = comparing.check_gates(comparison, gates)
+    print(comparing.render(comparison, checks, arguments.format))
+    return 1 if any(check.failed for check in checks) else 0
+
+
+def delete(arguments: Arguments) -> int:
+    """`inferplan delete STUDY`."""
+    with Store(store_path(arguments.store)) as store:
+        found = store.find_study(arguments.study)
+        if not arguments.yes:
+            if not sys.stdin.isatty():
+                raise InputError(f"not deleting study {found} without being asked: give --yes")
+            if input(f"Delete study {found} and all its measurements? [y/N] ").strip().lower() not in ("y", "yes"):
+                print("kept")
+                return 0
+        store.delete_study(found)
+    print(f"deleted {found}")
+    return 0
+
+
+def export(arguments: Arguments) -> int:
+    """`inferplan export STUDY`."""
+    with Store(store_path(arguments.store)) as store:
+        data = store.export_study(store.find_study(arguments.study))
+    _put(json.dumps(data, indent=1), arguments.out)
+    return 0
+
+
+def import_(arguments: Arguments) -> int:
+    """`inferplan import FILE`."""
+    try:
+        data: Any = json.loads(arguments.file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise InputError(f"{str(arguments.file)!r} cannot be read: {err.strerror}") from None
+    except ValueError as err:
+        raise InputError(f"{str(arguments.file)!r} is not a study that `inferplan export` wrote: {err}") from None
+    with Store(store_path(arguments.store)) as store:
+        print(store.import_study(data))
+    return 0
+
+
+def doctor(arguments: Arguments) -> int:
+    """`inferplan doctor`."""
+    infos = prepare.describe_engines(name for name in engine_names() if name not in HIDDEN)
+    diagnosis = doctors.diagnose(store_path(arguments.store), engines=infos, quick=arguments.quick)
+    if arguments.json:
+        print(json.dumps(encode(diagnosis), indent=2))
+    else:
+        print("\n".join(doctors.lines(diagnosis)))
+    return 0
+
+
+def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -> int:
+    """Make or resume a study, run it, print and write what came of it."""
+    path = store_path(arguments.store)
+    style = choose_style(arguments.quiet or arguments.json, sys.stderr)
+
+    def tell(text: str) -> None:
+        if style != "quiet":
+            print(text, file=sys.stderr, flush=True)
+
+    with Store(path) as store:
+        study, infos = (
+            _resumed(store, arguments, tell) if arguments.resume else _begun(arguments, sla, space or _space(arguments), tell)
+        )
+        if arguments.out is not None:
+            report.check_writable(Path(arguments.out))
+        ready = prepare.prepare(study.checkpoints, study.workload, study.plans, infos, tell)
+        save_header(store, study)
+        progress = Progress(study, style)
+        warn = progress.tell if not arguments.quiet else (lambda text: print(text, file=sys.stderr))
+        with locks.machine_lock(
+            study.id, wait=arguments.wait, override=arguments.no_lock, on_wait=tell, on_override=warn
+        ):
+            cores = study.machine.cores_granted
+            watch = measure.Watch(cores, validity.Canary(), private=study.settings.private)
+            try:
+                with progress.showing():
+                    study = run(study, store, ready, infos, watch=watch, notify=progress)
+            except KeyboardInterrupt:
+                return _interrupted(store, study.id, arguments)
+            except StoreError:
+                print(_how_to_resume(study.id, arguments), file=sys.stderr)
+                raise
+    return _answer(study, arguments)
+
+
+def _begun(arguments: Arguments, sla: SLA | None, space: Space, tell: Tell) -> tuple[Study, dict[str, EngineInfo]]:
+    """A new study from arguments; everything that can be wrong with them is found here."""
+    assert sla is not None, "a new study needs an SLA"
+    workload, settings = _workload(arguments), _settings(arguments)
+    objective, prices = _objective(arguments, Objective()), _prices(arguments, Prices())
+    infos = prepare.describe_engines(space.engines)
+    rejected = prepare.rejected(space, infos)
+    if settings.trust_remote_code:
+        tell("warning: --trust-remote-code runs Python code that comes with the model; it can do anything you can")
+    checkpoints = prepare.resolve_models(
+        space, infos, weights=settings.weights, trust_remote_code=settings.trust_remote_code, tell=tell
+    )
+    now = time.time()
+    study = Study(
+        id=new_id(now),
+        created_at=now,
+        space=space,
+        workload=workload,
+        sla=sla,
+        objective=objective,
+        machine=machine.detect(),
+        settings=settings,
+        checkpoints=checkpoints,
+        prices=prices,
+        libraries=prepare.libraries(infos),
+        rejected=rejected,
+    )
+    return study, infos
+
+
+def _resumed(store: Store, arguments: Arguments, tell: Tell) -> tuple[Study, dict[str, EngineInfo]]:
+    """A study from the store, if this machine and these versions may go on with it."""
+    study = load(store, arguments.resume)
+    infos = prepare.describe_engines(study.space.engines)
+    check_resumable(study, machine.detect(), prepare.libraries(infos))
+    if study.settings.private:
+        given = _workload(arguments)
+        if given.key != study.workload.key:
+            raise InputError(
+                f"study {study.id} keeps its prompts only as hashes: give the same --prompts, --prompt-tokens and "
+                "--max_new_tokens as when it began to go on with it"
+            )
+        study = replace(study, workload=given)
+    resolved = prepare.resolve_models(
+        study.space,
+        infos,
+        weights=study.settings.weights,
+        trust_remote_code=study.settings.trust_remote_code,
+        tell=tell,
+    )
+    was = {checkpoint.name: checkpoint.content_hash for checkpoint in study.checkpoints}
+    if changed := [c.name for c in resolved if c.content_hash != was.get(c.name)]:
+        raise InputError(f"the weights of {', '.join(changed)} are not those that study {study.id} began with")
+    done = sum(m.status != "interrupted" for m in study.measurements)
+    tell(f"resuming study {study.id}: {done} processes measured")
+    return replace(study, checkpoints=resolved, finished=False), infos
+
+
+def _answer(study: Study, arguments: Arguments) -> int:
+    """Print the report, write the files, and return the exit code of the selection."""
+    made = _report(study)
+    if arguments.json:
+        print(report.render(made, "json"))
+    else:
+        print(report.terminal(made, sys.stdout) if sys.stdout.isatty() else report.render(made, "table"))
+    if arguments.out is not None:
+        written = report.write_csvs(made, Path(arguments.out))
+        if not arguments.quiet and not arguments.json:
+            print("wrote " + ", ".join(str(path) for path in written), file=sys.stderr)
+    return made.selection.exit_code
+
+
+def _interrupted(store: Store, id: str, arguments: Arguments) -> int:
+    """Say what is known so far and how to go on."""
+    study = load(store, id)
+    if any(m.samples for m in study.measurements):
+        made = _report(study)
+        print(report.render(made, "json" if arguments.json else "table"))
+    print(_how_to_resume(id, arguments), file=sys.stderr)
+    return 130
+
+
+def _how_to_resume(id: str, arguments: Arguments) -> str:
+    store = f" --store {arguments.store}" if arguments.store else ""
+    return f"interrupted; what was measured is kept. Go on with: inferplan optimize --resume {id}{store}"
+
+
+def _report(study: Study) -> report.Report:
+    selection = study.select()
+    recipe = None
+    if selection.winner is not None:
+        plan = selection.winner.plan
+        checkpoint = study.checkpoint(plan.model)
+        recipe = measure.recipe(plan, str(checkpoint.path) if checkpoint else plan.model)
+    return report.report_of(study, recipe=recipe)
+
+
+def _space(arguments: Arguments) -> Space:
+    return Space(
+        models=tuple(arguments.models),
+        engines=tuple(arguments.engines),
+        precisions=tuple(arguments.precisions),
+        threads=tuple(arguments.threads),
+        kv_cache=tuple(value == "on" for value in arguments.kv_cache),
+        options=tuple(_option(text) for text in arguments.option),
+    )
+
+
+def _option(text: str) -> tuple[str, tuple[OptionValue, ...]]:
+    name, equals, values = text.partition("=")
+    if not (name and equals and values):
+        raise InputError(f"--option {text!r} is not NAME=VALUE or NAME=V1,V2")
+    return name, tuple(option_value(value) for value in values.split(","))
+
+
+def _workload(arguments: Arguments) -> Workload:
+    if arguments.prompts is not None and arguments.prompt_tokens is not None:
+        raise InputError("give either --prompts or --prompt-tokens, not both")
+    if arguments.prompt_tokens is not None:
+        prompts = tuple(Prompt(prompt_tokens=count) for count in _counts(arguments.prompt_tokens))
+    elif arguments.prompts is not None:
+        prompts = read_prompts(Path(arguments.prompts))
+    else:
+        shipped = files("inferplan") / "data" / "prompts.txt"
+        prompts = parse_prompts(shipped.read_text(encoding="utf-8"), jsonl=False)
+    return Workload(prompts, max_new_tokens=arguments.max_new_tokens)
+
+
+def _counts(text: str) -> Sequence[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--prompt-tokens {text!r} is not a list of whole numbers, such as 32,512,2048") from None
+
+
+def _settings(arguments: Arguments) -> Settings:
+    return Settings(
+        rounds=arguments.rounds,
+        all_rounds=arguments.all_rounds,
+        early_stop=arguments.early_stop,
+        private=arguments.private,
+        weights=arguments.weights,
+        retakes=arguments.retakes,
+        request_timeout_s=arguments.request_timeout,
+        load_timeout_s=arguments.load_timeout,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def _objective(arguments: Arguments, default: Objective) -> Objective:
+    if arguments.minimize is None:
+        return default
+    return Objective(cast(Literal["latency", "memory", "cost"], arguments.minimize))
+
+
+def _prices(arguments: Arguments, default: Prices) -> Prices:
+    return default if arguments.prices is None else read_prices(arguments.prices)
+
+
+def _put(text: str, out: str | None) -> None:
+    if out is None:
+        print(text)
+        return
+    try:
+        Path(out).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+    except OSError as err:
+        raise InputError(f"{out!r} cannot be written: {err.strerror}") from None

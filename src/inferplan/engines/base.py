@@ -1,0 +1,124 @@
+"""The plug-in door: the protocol of an engine and what it says of itself.
+
+Owns the words between worker and engine. Imports nothing heavy, so that the
+parent may read `EngineInfo` without an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import UnknownNameError
+from ..measurement import Actual
+from ..plan import OptionValue, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One of the engine's own options: its values on this machine, the default first."""
+
+    name: str
+    values: tuple[OptionValue, ...]
+    help: str
+
+    @property
+    def default(self) -> OptionValue:
+        """The value that a plan has when it says nothing."""
+        return self.values[0]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine says of itself on this machine.
+
+    Attributes:
+        precisions: those it can run here.
+        axes: its own options.
+        lacks: why a precision or the whole engine cannot run here, by name
+            (`engine` for the whole of it).
+        env: environment variables its process must start with, by plan-independent name;
+            `{threads}` is replaced by the plan's thread count.
+        libraries: versions of what it runs on.
+        artifact_key: changes whenever its converted artifacts do.
+        needs_model: whether it loads real weights; without, prompts are sent as bytes.
+        converts: precisions that need an artifact made by `convert`; the others load
+            the checkpoint as it is.
+    """
+
+    name: str
+    version: str
+    precisions: tuple[str, ...]
+    axes: tuple[Axis, ...] = ()
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    artifact_key: str = "1"
+    kv_cache: tuple[bool, ...] = (True, False)
+    devices: tuple[str, ...] = ("cpu",)
+    needs_model: bool = True
+    converts: tuple[str, ...] | None = None
+
+    def reject(self, plan: Plan) -> str | None:
+        """Why this engine cannot run `plan` here, as far as can be told without it; or None."""
+        if "engine" in self.lacks:
+            return self.lacks["engine"]
+        if plan.device not in self.devices:
+            return f"{self.name} runs on {', '.join(self.devices)}, not on {plan.device}"
+        if plan.precision not in self.precisions:
+            return self.lacks.get(plan.precision) or (
+                f"{self.name} has no precision {plan.precision!r} here; it has {', '.join(self.precisions)}"
+            )
+        if plan.kv_cache not in self.kv_cache:
+            return f"{self.name} cannot run with the KV cache {'on' if plan.kv_cache else 'off'}"
+        axes = {axis.name: axis for axis in self.axes}
+        for name, value in plan.options:
+            if name not in axes:
+                return str(UnknownNameError(f"{self.name} option", name, axes))
+            if value not in axes[name].values:
+                known = ", ".join(map(str, axes[name].values))
+                return f"{self.name} option {name} cannot be {value!r}; it can be {known}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of given tokens, for quality: one per token after the first."""
+
+    logprobs: tuple[float, ...]
+
+
+class Engine(Protocol):
+    """What every engine does. One instance runs one plan in one process.
+
+    The worker holds the clock: an engine never times itself.
+    """
+
+    def describe(self) -> EngineInfo:
+        """Version, precisions, axes, and what this machine lacks."""
+
+    def unsupported(self, plan: Plan) -> str | None:
+        """Why `plan` cannot run, or None."""
+
+    def convert(self, checkpoint: Path, plan: Plan, out: Path) -> None:
+        """Write into the empty directory `out` what `load` needs, in a process of its own.
+
+        Called only for the precisions that `EngineInfo.converts` names (None: all);
+        for the others `load` receives the checkpoint's directory.
+        """
+
+    def load(self, plan: Plan, artifact: Path) -> Actual:
+        """Make ready to generate; says what really runs.
+
+        Raises:
+            ArtifactError: the artifact is corrupt, with its name.
+            Unsupported: the plan turns out not to run here.
+        """
+
+    def generate(self, prompt: Sequence[int], max_tokens: int) -> Iterator[int]:
+        """Exactly `max_tokens` token ids, greedily, each as it appears; end of sequence ignored."""
+
+    def close(self) -> None:
+        """Give everything back; `load` may be called again."""

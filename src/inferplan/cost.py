@@ -72,7 +72,10 @@ def read_prices(path: Path) -> Prices:
     source = data.get("source", path.name)
     if not isinstance(source, str):
         raise InputError(f"the prices file {str(path)!r}: `source` must be text, not {source!r}")
-    return Prices(data.get("usd_per_vcpu_hour", 0.0), data.get("usd_per_gb_hour", 0.0), source)
+    try:
+        return Prices(data.get("usd_per_vcpu_hour", 0.0), data.get("usd_per_gb_hour", 0.0), source)
+    except InputError as err:
+        raise InputError(f"the prices file {str(path)!r}: {err}") from None
 
 
 def usd_per_hour(result: PlanResult, prices: Prices, cores: float) -> float | None:

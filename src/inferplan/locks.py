@@ -14,12 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._codec import decode, encode
 from .errors import BusyError
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 _RETRY_S = 0.2  # waiting must cost the study that runs nothing: five looks a second are free
 _WORLD = 0o666  # users of one machine share its cores, so they share the lock
+_WORLD_DIRECTORY = 0o777
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,8 @@ def lock_path() -> Path:
     """The lock file: one per machine, in its directory for temporary files, which every user can write to."""
     # Not tempfile.gettempdir() on POSIX: TMPDIR differs between users and jobs, and the lock must not.
     base = Path("/tmp") if os.name == "posix" else Path(tempfile.gettempdir())
-    return base / "inferplan-machine.lock"
+    # A directory of our own: in a sticky one, fs.protected_regular denies opening another user's file.
+    return base / "inferplan-lock" / "machine.lock"
 
 
 def holder(path: Path | None = None) -> Holder | None:
@@ -79,6 +85,7 @@ def machine_lock(
     path = path or lock_path()
     lock = filelock.FileLock(str(path), timeout=0, mode=_WORLD, thread_local=False)
     try:
+        _make_directory(path.parent)
         held = _acquire(lock, path, wait, override, on_wait, on_override)
     except OSError as error:
         raise BusyError(
@@ -96,7 +103,7 @@ def machine_lock(
 
 
 def _acquire(
-    lock: object,
+    lock: BaseFileLock,
     path: Path,
     wait: bool,
     override: bool,
@@ -105,7 +112,6 @@ def _acquire(
 ) -> bool:
     import filelock
 
-    assert isinstance(lock, filelock.BaseFileLock)
     with contextlib.suppress(filelock.Timeout):
         lock.acquire(timeout=0)
         return True
@@ -123,6 +129,12 @@ def _acquire(
         on_wait(f"waiting for another timed study ({who})")
     lock.acquire(timeout=-1, poll_interval=_RETRY_S)
     return True
+
+
+def _make_directory(directory: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir()
+        directory.chmod(_WORLD_DIRECTORY)  # mkdir's own mode is cut by the umask
 
 
 def _whom(path: Path) -> str:

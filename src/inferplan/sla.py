@@ -69,6 +69,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("cost", "cost", "money", "<=", None, "USD per million output tokens, of every process"),
     )
 }
+_TIMED: Mapping[str, Quantity] = {"latency": "latency", "ttft": "ttft", "tpot": "tpot"}
 _WORDS: Mapping[Quantity, str] = {"latency": "latency", "ttft": "time to first token", "tpot": "time per output token"}
 _QUANTILE = re.compile(r"p(\d{1,2}(?:\.\d)?)")
 _CONSTRAINT = re.compile(r"([A-Za-z_][\w.]*)\s*(<=|>=|==|=|<|>)\s*(.*)")
@@ -89,10 +90,8 @@ def find_metric(name: str) -> Metric:
     parts = text.split("_")
     quantiles = [part for part in parts if _QUANTILE.fullmatch(part)]
     words = [part for part in parts if part not in quantiles] or ["latency"]
-    if len(quantiles) == 1 and len(words) == 1 and words[0] in _WORDS and 1 <= float(quantiles[0][1:]) <= 99.9:
-        return _quantile_metric(
-            "latency" if words[0] == "latency" else "ttft" if words[0] == "ttft" else "tpot", quantiles[0]
-        )
+    if len(quantiles) == 1 and len(words) == 1 and words[0] in _TIMED and 1 <= float(quantiles[0][1:]) <= 99.9:
+        return _quantile_metric(_TIMED[words[0]], quantiles[0])
     raise UnknownNameError(
         "metric", name, METRICS, "Any quantile from p1 to p99.9 works, of ttft and tpot too: ttft_p90."
     )

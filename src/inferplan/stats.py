@@ -14,6 +14,7 @@ section 5.2. The plotting positions (i - 0.5)/n are A. Hazen's (Trans. ASCE 77,
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from typing import Literal, TypeVar
 
 CONFIDENCE = 0.95
 TIE_WITHIN = 0.03  # rule 9 of the design: a tie lies within 3%
+_EXACT = 1e-12  # rounding: with one observation and q 0.95, 1 - q must count as no more than 0.05
 MIN_PROCESSES = (
     6  # the full range of 6 is the smallest sample whose two-sided interval for a median reaches 95% (96.9%)
 )
@@ -135,7 +137,7 @@ def bound_needs(q: float, confidence: float = CONFIDENCE) -> int:
     return max(n, 1)
 
 
-def samples_to_settle(within: int, n: int, q: float, confidence: float = CONFIDENCE, cap: int = 10_000) -> int | None:
+def samples_to_settle(within: int, n: int, q: float, confidence: float = CONFIDENCE, cap: int = 5_000) -> int | None:
     """How large the sample must grow for its bound to clear a limit, should the share below it stay as seen.
 
     A rough plan, not a promise: it takes the share `within / n` of observations
@@ -143,19 +145,18 @@ def samples_to_settle(within: int, n: int, q: float, confidence: float = CONFIDE
     one-sided bound on the `q` quantile then falls on one side of the limit.
 
     Returns:
-        The total size, at least `n` + 1; None when `cap` does not do, or when `n` is 0.
+        The total size to within 2%, at least `n` + 1; None when `cap` does not do, or when `n` is 0.
     """
     if n == 0:
         return None
-    share, alpha = within / n, 1 - confidence
-    if share == q:
-        return None
-    for size in range(n + 1, cap + 1):
+    share, alpha, size = within / n, 1 - confidence, n + 1
+    while share != q and size <= cap:
         below = share * size
-        if share > q and math.floor(below + 1e-9) >= _upper_rank(size, q, alpha):
+        if share > q and _at_most(math.floor(below + 1e-9) - 1, size, q) >= 1 - alpha:
             return size
-        if share < q and math.ceil(below - 1e-9) < _lower_rank(size, q, alpha):
+        if share < q and _at_most(math.ceil(below - 1e-9), size, q) <= alpha:
             return size
+        size = max(size + 1, int(size * 1.02))  # it is a rough plan: no need to look at every size
     return None
 
 
@@ -213,22 +214,21 @@ def _bound(ordered: Sequence[float], rank: int) -> float | None:
     return ordered[rank - 1]
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def _upper_rank(n: int, q: float, alpha: float) -> int:
     """Smallest rank whose observation is at least the `q` quantile with probability 1 - `alpha`; n + 1: none."""
-    if n == 0:
-        return 1
-    from scipy.stats import binom
-
-    return int(binom.ppf(1 - alpha, n, q)) + 1
+    # X_(s) falls below the quantile only when s or more of the n do, so that 1 - alpha <= P(B <= s - 1) is asked.
+    return bisect_left(range(n + 1), 1 - alpha - _EXACT, key=lambda k: _at_most(k, n, q)) + 1
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def _lower_rank(n: int, q: float, alpha: float) -> int:
     """Largest rank whose observation is at most the `q` quantile with probability 1 - `alpha`; 0: none."""
-    if n == 0:
-        return 0
-    from scipy.stats import binom
+    return bisect_right(range(n), alpha + _EXACT, key=lambda k: _at_most(k, n, q))
 
-    first = int(binom.ppf(alpha, n, q))  # smallest k with P(B <= k) >= alpha
-    return first if binom.cdf(first, n, q) > alpha else first + 1
+
+def _at_most(k: int, n: int, q: float) -> float:
+    """P(B <= k) for B binomial with n trials of chance q. From scipy.special: scipy.stats is slow to import."""
+    from scipy.special import bdtr
+
+    return float(bdtr(k, n, q)) if n else 1.0

@@ -109,7 +109,8 @@ def what_settles(judgement: Judgement) -> str:
     if judgement.needed is None:
         return f"{judgement.why}; more {unit} alone hardly settle it: run more rounds, or move the limit"
     about = "" if judgement.estimate.needed else "about "
-    return f"{judgement.why}; {about}{judgement.needed} more {unit} would settle it"
+    more = f"{about}{judgement.needed} more {unit if judgement.needed > 1 else unit.removesuffix('s')}"
+    return f"{judgement.why}; {more} would settle it"
 
 
 def _observed(result: PlanResult, metric: Metric) -> Observed:
@@ -131,12 +132,13 @@ def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Jud
     estimate = quantile_estimate(values, q, at_least=cut)
     # The bound that must be within the limit, and the one that shows a miss.
     safe, sure = (estimate.upper, estimate.lower) if sign > 0 else (estimate.lower, estimate.upper)
-    against = _disagreeing(result, metric, limit, q, sign)
+    within = safe is not None and sign * safe <= sign * limit
+    against = _disagreeing(result, metric, limit, q, sign) if within else ""
     all_cut = bool(cut) and not values and min(cut) >= limit
     verdict: Verdict = "undecided"
     if all_cut or (sure is not None and sign * sure > sign * limit):
         verdict = "misses"
-    elif safe is not None and sign * safe <= sign * limit and not against:
+    elif within and not against:
         verdict = "meets"
     needed: int | None = 0
     if verdict == "undecided":
@@ -272,12 +274,11 @@ def _why_requests(
         return f"undecided on {constraint}: too many requests were cut short"
     if against:
         return f"undecided on {constraint}: {against}"
-    bound = format_quantity(metric.kind, safe)
-    return f"undecided on {constraint}: {metric.name} is {value}, but may be as {_far(constraint)} as {bound}"
-
-
-def _far(constraint: Constraint) -> str:
-    return "high" if constraint.op == "<=" else "low"
+    # Told from the side on which the estimate lies: what else it may be.
+    good = estimate.value is not None and (estimate.value <= constraint.limit) == (constraint.op == "<=")
+    other = safe if good or estimate.lower is None or estimate.upper is None else estimate.lower + estimate.upper - safe
+    far = "high" if estimate.value is None or other >= estimate.value else "low"
+    return f"undecided on {constraint}: {metric.name} is {value}, but may be as {far} as {format_quantity(metric.kind, other)}"
 
 
 def _why_processes(

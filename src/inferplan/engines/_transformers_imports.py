@@ -14,7 +14,6 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 from ..errors import Unsupported
 
@@ -77,16 +76,26 @@ def _slim() -> Iterator[None]:
 
         if "torch._dynamo" not in sys.modules:
             undo.enter_context(_modules({name: _Placeholder(name) for name in _COMPILER}))
-        undo.enter_context(mock.patch.object(torch.distributed, "is_available", _no))
-        undo.enter_context(mock.patch.object(torch.compiler, "disable", _identity))
-        undo.enter_context(mock.patch.object(torch.compiler, "allow_in_graph", _identity))
+        undo.enter_context(_patched(torch.distributed, "is_available", _no))
+        undo.enter_context(_patched(torch.compiler, "disable", _identity))
+        undo.enter_context(_patched(torch.compiler, "allow_in_graph", _identity))
         import transformers.utils
         import transformers.utils.import_utils as checks
 
         for module in (checks, transformers.utils):
-            undo.enter_context(mock.patch.object(module, "is_torch_flex_attn_available", _no))
+            undo.enter_context(_patched(module, "is_torch_flex_attn_available", _no))
         undo.callback(_forget, checks)
         yield
+
+
+@contextmanager
+def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 @contextmanager

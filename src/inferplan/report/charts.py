@@ -233,7 +233,7 @@ def _svg(draw: Callable[[Axes], None], height_in: float, title: str, alt: str, n
         figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
         draw(figure.add_subplot())
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        FigureCanvasSVG(figure).print_svg(out, metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(out, metadata=nothing)  # type: ignore[no-untyped-call]
     return _inline(out.getvalue(), title, alt, name)
 
 

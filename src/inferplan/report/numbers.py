@@ -61,14 +61,3 @@ def interval_ms(estimate: Estimate) -> str:
     if estimate.low is None and estimate.high is None:
         return text
     return f"{text} [{milliseconds(estimate.low)}, {milliseconds(estimate.high)}]"
-
-
-def per_value(value: float, metric: str) -> str:
-    """A metric's value with its unit: seconds as ms, bytes as MiB, the rest as it is."""
-    if metric == "peak_rss":
-        return f"{mebibytes(value)} MiB"
-    if metric == "tokens_per_s":
-        return f"{short(value)} tokens/s"
-    if metric == "cost":
-        return f"{dollars(value)} $/Mtok"
-    return f"{milliseconds(value)} ms"

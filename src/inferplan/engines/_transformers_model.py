@@ -1,0 +1,263 @@
+"""Builds transformers' own model of any architecture without its weights, then puts each weight in place.
+
+Owns which layer becomes what, names of tensors in checkpoints and artifacts, and the conversion to INT8.
+Leaves the kernels to `_transformers_linears`. Imports torch: import it only after `_transformers_imports`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArtifactError, Unsupported
+from ._safetensors import SINGLE_NAME, Entry, TensorFile, TensorFiles, TensorWriter
+from ._transformers_linears import (
+    FloatLinear,
+    Int8Linear,
+    RowMajorLinear,
+    quantize,
+    raw,
+    read_rows_from,
+    read_tensor,
+)
+
+FORMAT = "inferplan-int8-1"
+SCALE = ".int8_scale"  # suffix of the scales beside a weight's name
+
+
+def build(config_class: Any, model: Any, config: dict[str, Any], attention: str, dtype: torch.dtype) -> Any:
+    """The model with parameters that hold nothing yet, and buffers that are ready.
+
+    Raises:
+        Unsupported: the config asks for what this engine does not do.
+    """
+    if "quantization_config" in config:
+        raise Unsupported("the checkpoint is quantized already (quantization_config in config.json); give plain weights")
+    try:
+        settings = config_class.from_dict(config)
+        settings.dtype = dtype
+        settings._attn_implementation = attention
+        with _no_initial_values(), torch.device("meta"):
+            made = model(settings)
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise Unsupported(f"transformers cannot build this {config['model_type']}: {error}") from error
+    made.eval()
+    _fill_buffers(made)
+    for module in made.modules():  # in inference they change nothing, and each costs a call
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())
+    return made
+
+
+def _no_initial_values() -> AbstractContextManager[None]:
+    """Skip random initial values: without memory they mean nothing, and torch imports its compiler to make them so."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # transformers before 5
+        return nullcontext()
+    found: AbstractContextManager[None] = no_init_weights()
+    return found
+
+
+def _fill_buffers(model: Any) -> None:
+    """Compute what is in no checkpoint (rotary frequencies), by the model's own rule for it."""
+    for module in model.modules():
+        empty = {name: b for name, b in module.named_buffers(recurse=False) if b.is_meta}
+        if not empty:
+            continue
+        for name, buffer in empty.items():
+            fill = float("nan") if buffer.is_floating_point() else 0
+            module._buffers[name] = torch.full(buffer.shape, fill, dtype=buffer.dtype)
+        model._init_weights(module)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a model's parameters are for: linear layers by name, tied names, and the input embedding's name."""
+
+    linears: dict[str, nn.Module]
+    tied: dict[str, str]
+    embedding: str | None
+
+    def source(self, name: str) -> str:
+        """The parameter that `name` shares its values with, or itself."""
+        return self.tied.get(name, name)
+
+
+def layout(model: Any) -> Layout:
+    """Read off a built model."""
+    from transformers.pytorch_utils import Conv1D
+
+    plain = (nn.Linear.forward, Conv1D.forward)  # a subclass that multiplies in its own way is left alone
+    linears = {n: m for n, m in model.named_modules() if getattr(type(m), "forward", None) in plain}
+    table = model.get_input_embeddings()
+    name = next((n for n, m in model.named_modules() if m is table), None) if isinstance(table, nn.Embedding) else None
+    return Layout(linears, dict(getattr(model, "all_tied_weights_keys", {})), name)
+
+
+class Source:
+    """Tensors of a checkpoint under the model's own parameter names."""
+
+    def __init__(self, model: Any, directory: Path) -> None:
+        self.files = TensorFiles(directory)
+        self._prefix = f"{model.base_model_prefix}."
+
+    def find(self, name: str) -> tuple[TensorFile, Entry] | None:
+        """Where `name` lies; checkpoints of the bare model lack its prefix, and the other way round."""
+        for candidate in (name, name.removeprefix(self._prefix), self._prefix + name):
+            if candidate in self.files.where:
+                return self.files.where[candidate]
+        return None
+
+    def locate(self, name: str, shape: tuple[int, ...] | None = None) -> tuple[TensorFile, Entry]:
+        """As `find`, but it must be there, with that shape.
+
+        Raises:
+            ArtifactError: it is not.
+        """
+        found = self.find(name)
+        if found is None:
+            raise ArtifactError(
+                f"{self.files.first_path} has no tensor {name!r}: the file is incomplete, or of another architecture "
+                "or an older layout than its config.json says"
+            )
+        if shape is not None and found[1].shape != shape:
+            raise ArtifactError(f"{found[0].path}: {name} has shape {found[1].shape}, its config.json says {shape}")
+        return found
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """The tensor `name`."""
+        return read_tensor(*self.locate(name, shape))
+
+
+def load_float(model: Any, directory: Path, dtype: torch.dtype) -> Source:
+    """Put the checkpoint's weights in place, as `dtype`. The source must stay open: embedding rows are read from it."""
+    source, plan = Source(model, directory), layout(model)
+    for name, module in _largest_first(plan.linears):
+        weight = _linear_weight(source, plan, name, module).to(dtype)
+        bias = _optional(source, plan, f"{name}.bias", module)
+        bias = None if bias is None else bias.to(dtype)
+        # [in, out] for FP32, [out, in] for BF16: see the two classes
+        wants_out_first = dtype is torch.bfloat16
+        weight = weight if _out_first(module) == wants_out_first else weight.t().contiguous()
+        made = (RowMajorLinear if wants_out_first else FloatLinear)(weight, bias)
+        _replace(model, name, made)
+    _place_embedding(model, plan, source, dtype, scale=None)
+    _place_rest(model, plan, source, dtype)
+    return source
+
+
+def load_int8(model: Any, directory: Path) -> Source:
+    """Put the artifact's INT8 weights in place; FP32 weights of linear layers are not in it."""
+    source, plan = Source(model, directory), layout(model)
+    if source.files.metadata.get("format") != FORMAT:
+        raise ArtifactError(f"{source.files.first_path} is not an INT8 artifact of this version: convert it again")
+    scales: dict[str, Tensor] = {}
+    for name, module in _largest_first(plan.linears):
+        key = plan.source(f"{name}.weight")
+        out, width = _shape(module)
+        scales[key] = source.read(key + SCALE, (out,))
+        bias = _optional(source, plan, f"{name}.bias", module)
+        _replace(model, name, Int8Linear(source.read(key, (out, width)), scales[key], bias))
+    scale = scales.get(plan.source(f"{plan.embedding}.weight"))
+    _place_embedding(model, plan, source, torch.float32, scale)
+    _place_rest(model, plan, source, torch.float32)
+    return source
+
+
+def convert_int8(model: Any, checkpoint: Path, out: Path) -> None:
+    """Write the INT8 artifact of `checkpoint`: one safetensors file, one tensor in memory at a time."""
+    source, plan = Source(model, checkpoint), layout(model)
+    linear: dict[str, nn.Module] = {}
+    for name, module in plan.linears.items():
+        linear.setdefault(plan.source(f"{name}.weight"), module)
+    rest = [n for n, t in _state(model) if plan.source(n) == n and n not in linear and _needed(source, n, t)]
+    table: list[tuple[str, str, tuple[int, ...]]] = []
+    for key, module in linear.items():
+        table += [(key, "I8", _shape(module)), (key + SCALE, "F32", _shape(module)[:1])]
+    table += [(name, "F32", source.locate(name)[1].shape) for name in rest]
+    with TensorWriter(out / SINGLE_NAME, table, {"format": FORMAT}) as writer:
+        for key, module in linear.items():
+            weight = source.read(key).float()
+            weight, scale = quantize(weight if _out_first(module) else weight.t().contiguous())
+            writer.write(key, raw(weight))
+            writer.write(key + SCALE, raw(scale))
+        for name in rest:
+            writer.write(name, raw(source.read(name).float().contiguous()))
+    source.files.close()
+    text = (checkpoint / "config.json").read_text(encoding="utf-8")
+    (out / "config.json").write_text(text, encoding="utf-8")
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and the buffers that checkpoints hold, by name, tied ones under every name."""
+    yield from model.named_parameters(remove_duplicate=False)
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}".lstrip("."), buffer
+
+
+def _needed(source: Source, name: str, tensor: Tensor) -> bool:
+    """Whether a tensor has to be in the checkpoint; a buffer that is not there keeps what the model computed."""
+    return isinstance(tensor, nn.Parameter) or source.find(name) is not None
+
+
+def _out_first(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)  # Conv1D keeps [in, out]
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """[out, in] of a linear layer that is not loaded yet."""
+    first, second = module.weight.shape  # type: ignore[misc, union-attr]
+    return (first, second) if _out_first(module) else (second, first)
+
+
+def _largest_first(linears: dict[str, nn.Module]) -> list[tuple[str, nn.Module]]:
+    """Largest first: its second copy, alive while it is packed, then falls where the others will lie."""
+    return sorted(linears.items(), key=lambda item: -item[1].weight.numel())  # type: ignore[operator, union-attr]
+
+
+def _linear_weight(source: Source, plan: Layout, name: str, module: nn.Module) -> Tensor:
+    return source.read(plan.source(f"{name}.weight"), tuple(module.weight.shape))  # type: ignore[arg-type]
+
+
+def _optional(source: Source, plan: Layout, name: str, module: nn.Module) -> Tensor | None:
+    return None if module.bias is None else source.read(plan.source(name), tuple(module.bias.shape))  # type: ignore[arg-type]
+
+
+def _replace(model: nn.Module, name: str, made: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, made.eval())
+
+
+def _place_embedding(model: Any, plan: Layout, source: Source, dtype: torch.dtype, scale: Tensor | None) -> None:
+    if plan.embedding is None:
+        return
+    module = model.get_submodule(plan.embedding)
+    file, entry = source.locate(plan.source(f"{plan.embedding}.weight"), tuple(module.weight.shape))
+    read_rows_from(module, file, entry, scale, dtype)
+
+
+def _place_rest(model: Any, plan: Layout, source: Source, dtype: torch.dtype) -> None:
+    done: dict[str, nn.Parameter] = {}
+    for name, old in list(_state(model)):
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if not _needed(source, name, old):
+            continue
+        if not isinstance(old, nn.Parameter):
+            module._buffers[leaf] = source.read(name, tuple(old.shape)).to(old.dtype)
+        elif old.is_meta:
+            key = plan.source(name)
+            if key not in done:
+                value = source.read(key, tuple(old.shape))
+                done[key] = nn.Parameter(value.to(dtype) if value.is_floating_point() else value, requires_grad=False)
+            setattr(module, leaf, done[key])

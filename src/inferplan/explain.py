@@ -1,0 +1,166 @@
+"""Why a plan was chosen or lost, in sentences with numbers.
+
+Owns the wording and the search for the nearest miss. Leaves the choice itself
+to `selection`; every figure comes from `ranking` and `verdict`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .plan import Plan
+from .ranking import Objective, Ranked, figure, least, order, ratio_of
+from .sla import Kind, format_quantity
+from .stats import Ratio
+from .verdict import Judgement, reachable_text, shortfall, what_settles
+
+_KINDS: Mapping[str, Kind] = {"latency": "time", "memory": "memory", "cost": "money"}
+_FAR = 1.5  # beyond this ratio a wide interval needs no note
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The plan that comes nearest to an SLA that none meets.
+
+    Attributes:
+        excess: by how much it exceeds its worst constraint, relative: 0.12 is 12%.
+        text: that, in a sentence with numbers.
+        feasible: the smallest limits that it would meet, one text per constraint
+            that it does not meet now (`p50<=1.71s`); empty where its sample bounds none.
+    """
+
+    ranked: Ranked
+    excess: float
+    text: str
+    feasible: tuple[str, ...]
+
+
+def explained(r: Ranked, winner: Ranked, objective: Objective, tied: bool) -> Ranked:
+    """With its ratio to the winner, and why it lost to it."""
+    if r.plan == winner.plan:
+        why = f"with the lowest {objective.metric}"
+        if tied:
+            why = "with the lowest latency but for a tie, broken by memory"
+        if figure(r, objective) is None:
+            why = f"though its {objective.metric} is not known, as for every plan that meets it"
+        return replace(r, reason=f"meets {_limits(r)} {why}")
+    ratio = ratio_of(r, winner) if r.eligible else None
+    ratio = None if ratio is None or ratio.value is None else ratio
+    return replace(r, ratio=ratio, reason=disqualified(r) or _beaten(r, winner, ratio, objective))
+
+
+def _limits(r: Ranked) -> str:
+    return ", ".join(str(j.constraint) for j in r.judgements)
+
+
+def disqualified(r: Ranked) -> str:
+    """Why it may not win whatever the others do; empty where it may."""
+    if not r.eligible:
+        return r.result.reason if r.result.status == "waiting" else f"{r.result.status}: {r.result.reason}"
+    misses = [j for j in r.judgements if j.verdict == "misses"]
+    if misses:
+        return "; ".join(shortfall(j) for j in misses)
+    return "; ".join(j.why for j in r.judgements if j.verdict == "undecided")
+
+
+def _beaten(r: Ranked, winner: Ranked, ratio: Ratio | None, objective: Objective) -> str:
+    if objective.metric != "latency":
+        mine, least = figure(r, objective), figure(winner, objective)
+        kind = _KINDS[objective.metric]
+        if mine is None or least is None:
+            return f"its {objective.metric} is not known"
+        figures = f"{format_quantity(kind, mine)} against {format_quantity(kind, least)}"
+        return f"{objective.metric} {mine / least:.2f}x the winner's ({figures})"
+    if ratio is None or ratio.value is None or ratio.low is None or ratio.high is None:
+        shown = "" if ratio is None or ratio.value is None else f", {ratio.value:.2f}x by request"
+        return f"p50 {least(r.p50_s) / least(winner.p50_s):.2f}x the winner's{shown}; too few pairs for an interval"
+    interval = f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+    relation = ratio.relation()
+    if relation == "slower":
+        return f"{ratio.value:.2f}x the winner's latency {interval}"
+    more = ""
+    if r.peak_bytes is not None and winner.peak_bytes:
+        more = f"; peak memory {r.peak_bytes / winner.peak_bytes:.2f}x the winner's"
+    if relation == "tie":
+        return f"ties with the winner, {ratio.value:.2f}x its latency {interval}{more}"
+    if relation == "faster":
+        return f"{ratio.value:.2f}x the winner's latency {interval}, yet not chosen by p50{more}"
+    return f"not distinguished from the winner, {ratio.value:.2f}x its latency {interval}{more}"
+
+
+def tie_broken(winner: Ranked, first: Ranked, tied: Sequence[Ranked]) -> str:
+    if not tied:
+        return ""
+    others = [r for r in (first, *tied) if r.plan != winner.plan]
+    names = ", ".join(r.plan.id for r in others)
+    if winner.peak_bytes is None:
+        return f"{winner.plan} ties with {names} in latency; no peak memory is known to tell them apart"
+    least = min((r.peak_bytes for r in others if r.peak_bytes is not None), default=None)
+    tie = f"{winner.plan} ties with {names} in latency (within 3%)"
+    used = format_quantity("memory", winner.peak_bytes)
+    if least == winner.peak_bytes:
+        return f"{tie} and in peak memory, {used}; the lower p50 decides"
+    versus = "" if least is None else f" against {format_quantity('memory', least)}"
+    return f"{tie} and is chosen for its lower peak memory, {used}{versus}"
+
+
+def notes_on(
+    ranked: Sequence[Ranked], winner: Ranked, first: Ranked, against: Mapping[Plan, Ratio], objective: Objective
+) -> tuple[str, ...]:
+    close = [r for r in ranked if r.plan in against and against[r.plan].relation() == "undecided"]
+    better = [
+        r
+        for r in ranked
+        if r.eligible and r.verdict == "undecided" and least(figure(r, objective)) < least(figure(winner, objective))
+    ]
+    return (
+        *(
+            f"{r.plan} is not distinguished from {first.plan} with these samples ({_in_words(against[r.plan])})"
+            for r in close
+            if least(against[r.plan].value) <= _FAR
+        ),
+        *(f"{r.plan} has the lower {objective.metric}, but is {disqualified(r)}" for r in better),
+    )
+
+
+def _in_words(ratio: Ratio) -> str:
+    if ratio.value is None:
+        return "no request in common"
+    if ratio.low is None or ratio.high is None:
+        return f"ratio {ratio.value:.3g}, {ratio.n} pairs are too few for an interval"
+    return f"ratio {ratio.value:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]"
+
+
+def nearest_to(ranked: Sequence[Ranked]) -> Nearest | None:
+    missing = [(r, [j for j in r.judgements if j.verdict != "meets"]) for r in ranked if r.eligible]
+    known = [(r, js) for r, js in missing if js and all(j.margin is not None for j in js)]
+    if not known:
+        return None
+    found, judgements = min(known, key=lambda pair: (max(_excess(j) for j in pair[1]), least(pair[0].p50_s)))
+    worst = max(judgements, key=_excess)
+    feasible = tuple(text for j in judgements if (text := reachable_text(j)))
+    if len(feasible) < len(judgements):
+        feasible = ()
+    text = f"{found.plan} comes nearest: it " + "; ".join(shortfall(j) for j in judgements)
+    if feasible:
+        text += f"; it would meet {', '.join(feasible)}"
+    return Nearest(found, _excess(worst), text, feasible)
+
+
+def _excess(judgement: Judgement) -> float:
+    return math.inf if judgement.margin is None else -judgement.margin
+
+
+def settling(open_ones: Sequence[Ranked], objective: Objective) -> str:
+    waiting = [r for r in open_ones if not r.eligible]
+    tried = sorted((r for r in open_ones if r.eligible), key=lambda r: order(r, objective))
+    parts = [
+        f"{r.plan}: " + "; ".join(what_settles(j) for j in r.judgements if j.verdict == "undecided") for r in tried[:3]
+    ]
+    if len(tried) > 3:
+        parts.append(f"and {len(tried) - 3} more plans are undecided")
+    if waiting:
+        parts.append(f"{len(waiting)} of the plans are not measured yet")
+    return ". ".join(parts)

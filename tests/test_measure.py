@@ -1,0 +1,201 @@
+"""One trial in one process: what is recorded, and how each way to die becomes a row."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from inferplan import measure
+from inferplan.engines.base import EngineInfo
+from inferplan.measurement import Measurement, Request, Sample, Trial
+from inferplan.plan import OptionValue, Plan
+
+WATCH = measure.Watch(cores=2, judge=False)
+
+
+@pytest.fixture(scope="module")
+def info() -> EngineInfo:
+    return measure.describe("fake")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    out = tmp_path / "artifact"
+    out.mkdir()
+    assert measure.convert(Plan("m", "fake"), tmp_path, out) == ("ok", "")
+    return out
+
+
+def trial(artifact: Path, *, requests: int = 3, tokens: int = 6, precision: str = "fp32", **rest: object) -> Trial:
+    options: dict[str, OptionValue] = dict(rest.pop("options", {}))  # type: ignore[call-overload]
+    plan = Plan("m", "fake", precision, int(rest.pop("threads", 1)), options=tuple(options.items()))  # type: ignore[call-overload]
+    asked = tuple(Request(i, (1, 2, i), tokens) for i in range(requests))
+    return Trial(plan, artifact, 1, asked, warmup=(Request(-1, (9,), 2),), **rest)  # type: ignore[arg-type]
+
+
+def run(info: EngineInfo, asked: Trial, watch: measure.Watch = WATCH) -> Measurement:
+    return measure.measure(asked, info, watch)
+
+
+def test_every_request_is_a_sample_and_warm_ups_are_not(info: EngineInfo, artifact: Path) -> None:
+    done = run(info, trial(artifact))
+    assert done.status == "ok"
+    assert [s.index for s in done.samples] == [0, 1, 2]
+    assert all(s.output_tokens == 6 and 0 < s.ttft_s <= s.latency_s for s in done.samples)
+    assert done.load_s is not None and done.startup_s is not None and done.startup_s > 0
+    assert done.actual is not None and done.actual.threads == 1
+    assert done.libraries == {"fake": "1"}
+
+
+def test_a_sample_is_kept_before_the_next_request_is_sent(info: EngineInfo, artifact: Path) -> None:
+    ends: list[float] = []
+    starts: list[float] = []
+
+    def keep(sample: Sample) -> None:
+        time.sleep(0.05)
+        starts.append(sample.started_at)
+        ends.append(time.time())
+
+    measure.measure(trial(artifact), info, WATCH, keep)
+    assert len(ends) == 3
+    assert all(start >= end for start, end in zip(starts[1:], ends[:-1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "words"),
+    [
+        ("error", "failed", "told to fail while generating"),
+        ("error_load", "failed", "told to fail while loading"),
+        ("crash", "crashed", "SIGABRT"),
+        ("killed", "out_of_memory", "SIGKILL"),
+        ("oom", "out_of_memory", "memory"),
+        ("short", "failed", "the engine gave"),
+    ],
+)
+def test_each_way_to_fail_is_a_row_with_its_reason(
+    info: EngineInfo, artifact: Path, behaviour: str, status: str, words: str
+) -> None:
+    done = run(info, trial(artifact, options={"behaviour": behaviour}))
+    assert done.status == status
+    assert words in done.reason
+
+
+@pytest.mark.parametrize("behaviour", ["hang", "hang_load"])
+def test_a_hang_ends_at_its_limit(info: EngineInfo, artifact: Path, behaviour: str) -> None:
+    done = run(info, trial(artifact, options={"behaviour": behaviour}, request_timeout_s=1.0, load_timeout_s=3.0))
+    assert done.status == "timeout"
+    assert "killed" in done.reason
+
+
+def test_what_an_engine_prints_does_not_break_the_conversation(info: EngineInfo, artifact: Path) -> None:
+    assert run(info, trial(artifact, options={"behaviour": "noisy"})).status == "ok"
+
+
+def test_a_corrupt_artifact_is_named(info: EngineInfo, artifact: Path) -> None:
+    (artifact / "fake.json").write_text("{")
+    done = run(info, trial(artifact))
+    assert done.status == "failed"
+    assert "fake.json" in done.reason
+
+
+def test_an_option_that_a_plan_cannot_have_is_unsupported(info: EngineInfo, artifact: Path) -> None:
+    done = run(info, trial(artifact, options={"colour": "red"}))
+    assert done.status == "unsupported"
+    assert "colour" in done.reason
+
+
+def test_a_request_past_its_limit_is_cut_and_says_so(info: EngineInfo, artifact: Path) -> None:
+    done = run(info, trial(artifact, tokens=50, options={"token_ms": 20.0}, cut_after_s=0.1))
+    assert done.status == "ok"
+    assert all(s.cut and 0.1 < s.latency_s < 0.9 and s.output_tokens < 50 for s in done.samples)
+    assert done.clean == ()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
+def test_peak_memory_is_the_plans_own_not_its_parents(info: EngineInfo, artifact: Path) -> None:
+    ballast = bytearray(os.urandom(1 << 20) * 256)
+    small = run(info, trial(artifact, precision="int8"))
+    large = run(info, trial(artifact, precision="fp32"))
+    assert len(ballast) == 256 << 20
+    assert small.memory is not None and large.memory is not None
+    assert small.memory.peak_bytes is not None and large.memory.peak_bytes is not None
+    assert small.memory.peak_bytes < 128 << 20
+    assert large.memory.peak_bytes - small.memory.peak_bytes > 16 << 20
+    assert large.memory.method == "VmHWM"
+    assert large.memory.anonymous_bytes is not None and large.memory.anonymous_bytes > 32 << 20
+
+
+def test_threads_are_set_before_anything_is_imported(info: EngineInfo) -> None:
+    assert measure.worker_environment(Plan("m", "fake", threads=3), info)["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU affinity here")
+def test_the_process_is_pinned_to_the_cpus_asked_for(info: EngineInfo, artifact: Path) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    done = run(info, trial(artifact, cpus=(cpu,)))
+    assert done.actual is not None
+    assert done.actual.details["cpus"] == str(cpu)
+
+
+def test_more_threads_than_cores_is_measured_and_marked(info: EngineInfo, artifact: Path) -> None:
+    done = run(info, trial(artifact, threads=4))
+    assert done.status == "ok" and done.oversubscribed
+
+
+def test_private_keeps_only_a_hash_of_the_output(info: EngineInfo, artifact: Path) -> None:
+    done = run(info, trial(artifact), measure.Watch(cores=2, judge=False, private=True))
+    assert all(s.output_ids == () and len(s.output_sha256) == 64 and s.output_tokens == 6 for s in done.samples)
+
+
+def test_an_engine_that_is_not_installed_is_a_reason() -> None:
+    info = measure.describe("fake", interpreter=(sys.executable, "-c", "import sys; sys.exit('no engine here')", "--"))
+    assert "no engine here" in info.lacks["engine"]
+
+
+def test_the_parent_sleeps_while_a_request_runs(info: EngineInfo, artifact: Path) -> None:
+    cpu, wall = time.process_time(), time.perf_counter()
+    run(info, trial(artifact, tokens=50, options={"token_ms": 20.0}))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    assert cpu < wall / 4, f"the parent used {cpu:.2f} s of CPU in {wall:.2f} s"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL and /proc")
+def test_the_worker_dies_with_its_parent(artifact: Path) -> None:
+    script = textwrap.dedent(
+        f"""
+        from pathlib import Path
+        from inferplan import measure
+        from inferplan.measurement import Request, Trial
+        from inferplan.plan import Plan
+        plan = Plan("m", "fake", options=(("behaviour", "hang"),))
+        trial = Trial(plan, Path({str(artifact)!r}), 1, (Request(0, (1,), 9),))
+        print("go", flush=True)
+        measure.measure(trial, measure.describe("fake"), measure.Watch(cores=2, judge=False))
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None and parent.stdout.readline() == "go\n"
+    child = _wait_for_child(parent.pid)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    gone, alive = psutil.wait_procs([child], timeout=10)
+    assert gone and not alive
+
+
+def _wait_for_child(pid: int) -> psutil.Process:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for child in psutil.Process(pid).children():
+            if "--describe" not in child.cmdline() and "inferplan.worker" in child.cmdline():
+                return child
+        time.sleep(0.05)
+    raise AssertionError("the worker did not start")

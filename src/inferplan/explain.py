@@ -58,7 +58,8 @@ def _limits(r: Ranked) -> str:
 def disqualified(r: Ranked) -> str:
     """Why it may not win whatever the others do; empty where it may."""
     if not r.eligible:
-        return r.result.reason if r.result.status == "waiting" else f"{r.result.status}: {r.result.reason}"
+        status, reason = r.result.status, r.result.reason
+        return reason if status == "waiting" else f"{status}: {reason}" if reason else status
     misses = [j for j in r.judgements if j.verdict == "misses"]
     if misses:
         return "; ".join(shortfall(j) for j in misses)
@@ -67,12 +68,12 @@ def disqualified(r: Ranked) -> str:
 
 def _beaten(r: Ranked, winner: Ranked, ratio: Ratio | None, objective: Objective) -> str:
     if objective.metric != "latency":
-        mine, least = figure(r, objective), figure(winner, objective)
+        mine, lowest = figure(r, objective), figure(winner, objective)
         kind = _KINDS[objective.metric]
-        if mine is None or least is None:
+        if mine is None or lowest is None:
             return f"its {objective.metric} is not known"
-        figures = f"{format_quantity(kind, mine)} against {format_quantity(kind, least)}"
-        return f"{objective.metric} {mine / least:.2f}x the winner's ({figures})"
+        figures = f"{format_quantity(kind, mine)} against {format_quantity(kind, lowest)}"
+        return f"{objective.metric} {mine / lowest:.2f}x the winner's ({figures})"
     if ratio is None or ratio.value is None or ratio.low is None or ratio.high is None:
         shown = "" if ratio is None or ratio.value is None else f", {ratio.value:.2f}x by request"
         return f"p50 {least(r.p50_s) / least(winner.p50_s):.2f}x the winner's{shown}; too few pairs for an interval"
@@ -91,24 +92,26 @@ def _beaten(r: Ranked, winner: Ranked, ratio: Ratio | None, objective: Objective
 
 
 def tie_broken(winner: Ranked, first: Ranked, tied: Sequence[Ranked]) -> str:
+    """The sentence that says that a tie was broken by memory; empty without a tie."""
     if not tied:
         return ""
     others = [r for r in (first, *tied) if r.plan != winner.plan]
     names = ", ".join(r.plan.id for r in others)
     if winner.peak_bytes is None:
         return f"{winner.plan} ties with {names} in latency; no peak memory is known to tell them apart"
-    least = min((r.peak_bytes for r in others if r.peak_bytes is not None), default=None)
+    lowest = min((r.peak_bytes for r in others if r.peak_bytes is not None), default=None)
     tie = f"{winner.plan} ties with {names} in latency (within 3%)"
     used = format_quantity("memory", winner.peak_bytes)
-    if least == winner.peak_bytes:
+    if lowest == winner.peak_bytes:
         return f"{tie} and in peak memory, {used}; the lower p50 decides"
-    versus = "" if least is None else f" against {format_quantity('memory', least)}"
+    versus = "" if lowest is None else f" against {format_quantity('memory', lowest)}"
     return f"{tie} and is chosen for its lower peak memory, {used}{versus}"
 
 
 def notes_on(
     ranked: Sequence[Ranked], winner: Ranked, first: Ranked, against: Mapping[Plan, Ratio], objective: Objective
 ) -> tuple[str, ...]:
+    """What the reader of the choice should know: plans not told apart from the fastest, and undecided better ones."""
     close = [r for r in ranked if r.plan in against and against[r.plan].relation() == "undecided"]
     better = [
         r
@@ -134,19 +137,20 @@ def _in_words(ratio: Ratio) -> str:
 
 
 def nearest_to(ranked: Sequence[Ranked]) -> Nearest | None:
-    missing = [(r, [j for j in r.judgements if j.verdict != "meets"]) for r in ranked if r.eligible]
-    known = [(r, js) for r, js in missing if js and all(j.margin is not None for j in js)]
+    """The plan whose worst miss is the smallest, where none meets and none is undecided; None without a figure."""
+    missing = [(r, [j for j in r.judgements if j.verdict == "misses"]) for r in ranked if r.eligible]
+    known = [(r, misses) for r, misses in missing if misses and all(j.margin is not None for j in misses)]
     if not known:
         return None
-    found, judgements = min(known, key=lambda pair: (max(_excess(j) for j in pair[1]), least(pair[0].p50_s)))
-    worst = max(judgements, key=_excess)
-    feasible = tuple(text for j in judgements if (text := reachable_text(j)))
-    if len(feasible) < len(judgements):
+    found, misses = min(known, key=lambda pair: (max(map(_excess, pair[1])), least(pair[0].p50_s), pair[0].plan.id))
+    feasible = tuple(text for j in misses if (text := reachable_text(j)))
+    if len(feasible) < len(misses):
         feasible = ()
-    text = f"{found.plan} comes nearest: it " + "; ".join(shortfall(j) for j in judgements)
+    text = f"{found.plan} comes nearest: it " + "; ".join(map(shortfall, misses))
     if feasible:
         text += f"; it would meet {', '.join(feasible)}"
-    return Nearest(found, _excess(worst), text, feasible)
+    text += "".join(f"; {j.why}" for j in found.judgements if j.verdict == "undecided")
+    return Nearest(found, max(map(_excess, misses)), text, feasible)
 
 
 def _excess(judgement: Judgement) -> float:
@@ -154,13 +158,23 @@ def _excess(judgement: Judgement) -> float:
 
 
 def settling(open_ones: Sequence[Ranked], objective: Objective) -> str:
+    """What would settle the undecided plans, the best three of them in full."""
     waiting = [r for r in open_ones if not r.eligible]
     tried = sorted((r for r in open_ones if r.eligible), key=lambda r: order(r, objective))
     parts = [
-        f"{r.plan}: " + "; ".join(what_settles(j) for j in r.judgements if j.verdict == "undecided") for r in tried[:3]
+        f"{r.plan}: " + "; ".join(what_settles(j) + _in_rounds(r, j) for j in r.judgements if j.verdict == "undecided")
+        for r in tried[:3]
     ]
     if len(tried) > 3:
-        parts.append(f"and {len(tried) - 3} more plans are undecided")
+        parts.append(f"{len(tried) - 3} more undecided")
     if waiting:
-        parts.append(f"{len(waiting)} of the plans are not measured yet")
+        parts.append(f"{len(waiting)} not measured yet")
     return ". ".join(parts)
+
+
+def _in_rounds(r: Ranked, judgement: Judgement) -> str:
+    seen = judgement.estimate.n
+    if judgement.estimate.unit != "requests" or not judgement.needed or not seen or not r.result.processes:
+        return ""
+    rounds = math.ceil(judgement.needed / (seen / r.result.processes))
+    return f" ({rounds} more round{'' if rounds == 1 else 's'})"

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from . import _files, _hub
 from .artifacts import artifact_key, ensure, read_note
-from .errors import ModelError, UnknownNameError
+from .errors import ModelError, UnknownNameError, WorkloadError
 
 WeightsChoice = Literal["auto", "hub", "synthetic"]
 Notify = Callable[[str], None]
@@ -113,7 +113,7 @@ def resolve(
     if trust_remote_code:
         notify(f"warning: trust_remote_code lets Python code that comes with {name} run on this machine")
     path = Path(name).expanduser()
-    base, at, revision = name.partition("@")
+    base, _, revision = name.partition("@")
     if path.is_file():
         return _from_gguf(request, path, "local")
     if path.is_dir() and (base not in SHIPPED or (path / "config.json").is_file()):
@@ -150,7 +150,7 @@ def _from_directory(request: _Request, path: Path) -> Checkpoint:
     if _files.weight_files(path):
         return _checkpoint(request.name, path, "local")
     if request.weights == "hub":
-        raise ModelError(f"{path} has no *.safetensors, and --weights hub rules out synthetic ones: add them, or use auto")
+        raise ModelError(f"{path} has no *.safetensors, and --weights hub rules out synthetic ones")
     request.notify(f"{request.name} has no weights: synthetic ones stand in")
     return _synthesize(request, path, path, "files")
 
@@ -170,7 +170,7 @@ def _from_hub(request: _Request, model: _hub.HubId, shipped: Shipped | None) -> 
     if found is None or not _whole(found):
         try:
             _hub.require(request.notify)
-        except _hub.Unreachable as err:
+        except _hub.UnreachableError as err:
             return _without_hub(request, model, shipped, str(err))
         found = _hub.download(model, request.notify, code=request.trust)
     _refuse_code(request, found, _files.read_config(found))
@@ -232,7 +232,7 @@ def _synthesize(request: _Request, config: Path, tokenizer: Path, kind: str) -> 
     from .weights import SYNTHESIS_VERSION
 
     _files.read_config(config)
-    names = {"files": _files.tokenizer_files(tokenizer), "gpt2": tuple(sorted(tokenizer.glob("*[ne]")))}
+    names = {"files": _files.tokenizer_files(tokenizer), "gpt2": (tokenizer / "encoder.json", tokenizer / "vocab.bpe")}
     parts = [_files.content_hash([config / "config.json", *names.get(kind, (tokenizer,))])]
     key = artifact_key("synthesize", SYNTHESIS_VERSION, str(SYNTHETIC_SEED), kind, *parts)
     task = {
@@ -257,8 +257,8 @@ def _packaged_file(package: str) -> Path | None:
 def _refuse_code(request: _Request, path: Path, config: dict[str, Any]) -> None:
     if "auto_map" in config and not request.trust:
         raise ModelError(
-            f"{request.name} brings Python code of its own ({path / 'config.json'} has an auto_map), which does not run "
-            "unasked: read it, and if you trust it add --trust-remote-code"
+            f"{request.name} brings Python code of its own ({path / 'config.json'} has an auto_map), which does not "
+            "run unasked: read it, and if you trust it add --trust-remote-code"
         )
 
 
@@ -288,7 +288,7 @@ def _made(request: _Request, key: str, task: dict[str, Any], what: str) -> Path:
 
     def make(out: Path) -> None:
         result = run_command("inferplan.weights", {**task, "out": str(out)}, request.notify)
-        note["weights"] = result["weights"]
+        note["weights"] = result["weights"]  # `ensure` writes the note when this is done
 
     return ensure(key, make, note=note)
 
@@ -297,7 +297,7 @@ def run_command(module: str, task: dict[str, Any], notify: Notify) -> Any:
     """Run `python -m module` with `task` as JSON on its stdin; its `result`. Its progress lines go to `notify`.
 
     Raises:
-        ModelError: it said so, or died; the message says how.
+        ModelError, WorkloadError: it said so, or (ModelError) died; the message says how.
         OSError: it met one (a full disk).
     """
     from .weights import PROGRESS
@@ -311,7 +311,9 @@ def run_command(module: str, task: dict[str, Any], notify: Notify) -> Any:
         [sys.executable, "-m", module], stdin=pipe, stdout=pipe, stderr=pipe, env=env, text=True, encoding="utf-8"
     ) as child:
         try:
-            assert child.stdin and child.stdout and child.stderr
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stderr is not None
             with contextlib.suppress(BrokenPipeError):  # it died at once: its exit status says more
                 child.stdin.write(json.dumps(task))
                 child.stdin.close()
@@ -335,6 +337,8 @@ def _answer(module: str, text: str, status: int, tail: str) -> Any:
         raise ModelError(f"`python -m {module}` {why}. Its last words: {tail or 'none'}") from None
     if "errno" in answer and answer["errno"] is not None:
         raise OSError(answer["errno"], answer["error"], answer["filename"] or None)
+    if answer.get("kind") == "workload":
+        raise WorkloadError(answer["error"])
     if "error" in answer:
         raise ModelError(answer["error"])
     return answer["result"]

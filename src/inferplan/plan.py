@@ -137,11 +137,11 @@ class Space:
     def plans(self) -> tuple[Plan, ...]:
         """Every combination, whether or not an engine can run it."""
         names = tuple(name for name, _ in self.options)
+        shapes = itertools.product(self.models, self.engines, self.precisions, self.threads, self.kv_cache)
+        values = tuple(itertools.product(*(choices for _, choices in self.options)))
         return tuple(
-            Plan(model, engine, precision, threads, cache, self.device, tuple(zip(names, values, strict=True)))
-            for model, engine, precision, threads, cache, *values in itertools.product(
-                self.models, self.engines, self.precisions, self.threads, self.kv_cache, *(v for _, v in self.options)
-            )
+            Plan(model, engine, precision, threads, cache, self.device, tuple(zip(names, chosen, strict=True)))
+            for (model, engine, precision, threads, cache), chosen in itertools.product(shapes, values)
         )
 
     def rejected(self, reason: Callable[[Plan], str | None]) -> tuple[tuple[Plan, str], ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from . import artifacts, engines, measure, models, tokens
 from .engines.base import EngineInfo
@@ -56,7 +57,7 @@ def resolve_models(
     if not any(infos[name].needs_model for name in space.engines):
         return tuple(_placeholder(model) for model in space.models)
     return tuple(
-        models.resolve(model, weights=weights, trust_remote_code=trust_remote_code, notify=tell)
+        models.resolve(model, weights=cast(models.WeightsChoice, weights), trust_remote_code=trust_remote_code, notify=tell)
         for model in space.models
     )
 

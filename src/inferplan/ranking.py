@@ -64,6 +64,7 @@ class Ranked:
 
 
 def judged(result: PlanResult, sla: SLA, prices: Prices, cores: float) -> Ranked:
+    """One plan by itself: not yet compared, explained or on a front."""
     judgements = judge_all(result, sla, prices, cores)
     eligible = result.status == "ok"
     return Ranked(
@@ -93,6 +94,7 @@ def _dominates(a: Ranked, b: Ranked) -> bool:
 
 
 def may_win(r: Ranked) -> bool:
+    """Whether it meets every constraint and has a median to be ranked by."""
     return r.eligible and r.verdict == "meets" and r.p50_s is not None
 
 
@@ -102,13 +104,16 @@ def least(value: float | None) -> float:
 
 
 def figure(r: Ranked, objective: Objective) -> float | None:
+    """What is minimised: seconds, bytes or USD per Mtok; None where not known."""
     return {"latency": r.p50_s, "memory": r.peak_bytes, "cost": r.usd_per_mtok}[objective.metric]
 
 
 def order(r: Ranked, objective: Objective) -> tuple[float, float, str]:
+    """Sort key of the choice: the objective, then the runner-up figure, then the id so that nothing is left to chance."""
     second = r.peak_bytes if objective.metric == "latency" else r.p50_s
     return least(figure(r, objective)), least(second), r.plan.id
 
 
 def ratio_of(a: Ranked, b: Ranked) -> Ratio:
+    """Latency of `a` over `b`, paired by round and prompt."""
     return paired_ratio(a.result.latencies_by_request, b.result.latencies_by_request)

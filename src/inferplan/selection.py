@@ -1,7 +1,7 @@
 """The choice: which plan, and for every loser why.
 
-Pure functions over results; hands on the names of `sla` and `verdict`, of
-which it is the door. Missing evidence never meets an SLA; a miss is never
+Pure functions over results; the door to `sla`, `verdict` and `ranking`, whose
+names it hands on. Missing evidence never meets an SLA; a miss is never
 presented as the choice.
 """
 
@@ -60,7 +60,7 @@ class Selection:
         tie: a sentence, when a tie was broken by memory; empty otherwise.
         notes: sentences that the reader of the choice should know.
         nearest: when none meets.
-        settle: what would settle an undecided outcome, in numbers; empty otherwise.
+        settle: what would settle an outcome that is open, in numbers; empty otherwise.
     """
 
     outcome: Outcome
@@ -78,8 +78,10 @@ class Selection:
 
     @property
     def exit_code(self) -> int:
-        """0 chosen, 3 no plan meets the SLA (also when none could be measured), 4 undecided."""
-        return {"chosen": 0, "none_meets": 3, "nothing_measured": 3, "undecided": 4}[self.outcome]
+        """0 chosen, 3 no plan meets the SLA (also when every plan failed), 4 undecided (also when all still wait)."""
+        if self.outcome == "nothing_measured":
+            return 3 if all(r.result.failed for r in self.ranked) else 4
+        return {"chosen": 0, "none_meets": 3, "undecided": 4}[self.outcome]
 
     @property
     def pareto(self) -> tuple[Ranked, ...]:
@@ -106,15 +108,14 @@ def choose(results: Sequence[PlanResult], sla: SLA, objective: Objective, prices
     tied = [r for r in meeting[1:] if r.plan in against and against[r.plan].relation() == "tie"]
     winner = min([first, *tied], key=lambda r: (least(r.peak_bytes), least(r.p50_s)))
     rest = [r for r in meeting if r.plan != winner.plan]
-    explained = {r.plan: explained(r, winner, objective, bool(tied)) for r in ranked}
-    notes = notes_on(ranked, winner, first, against, objective)
+    shown = {r.plan: explained(r, winner, objective, bool(tied)) for r in ranked}
     return Selection(
         outcome="chosen",
-        winner=explained[winner.plan],
-        runner_up=explained[rest[0].plan] if rest else None,
-        ranked=tuple(explained[r.plan] for r in ranked),
+        winner=shown[winner.plan],
+        runner_up=shown[rest[0].plan] if rest else None,
+        ranked=tuple(shown[r.plan] for r in ranked),
         tie=tie_broken(winner, first, tied),
-        notes=notes,
+        notes=notes_on(ranked, winner, first, against, objective),
         nearest=None,
         settle="",
         sla=sla,
@@ -153,8 +154,8 @@ def _clearly_worse(r: Ranked, best: Ranked, objective: Objective) -> bool:
         if ratio.low is not None:
             return ratio.low > CONTENDER_WITHIN
         return ratio.value is not None and ratio.value > CONTENDER_WITHIN_UNBOUNDED
-    mine, least = figure(r, objective), figure(best, objective)
-    return mine is not None and least is not None and mine > CONTENDER_WITHIN * least
+    mine, lowest = figure(r, objective), figure(best, objective)
+    return mine is not None and lowest is not None and mine > CONTENDER_WITHIN * lowest
 
 
 def _without_winner(
@@ -174,7 +175,7 @@ def _without_winner(
         tie="",
         notes=(),
         nearest=nearest_to(shown) if outcome == "none_meets" else None,
-        settle=settling(open_ones, objective) if outcome == "undecided" else "",
+        settle=settling(open_ones, objective),
         sla=sla,
         objective=objective,
         prices=prices,

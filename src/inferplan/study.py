@@ -45,6 +45,7 @@ class Settings:
         weights: `auto`, `hub` or `synthetic`.
         retakes: disturbed samples taken again in one process, at most.
         trust_remote_code: run a model's own Python code; off unless asked for.
+        watch_outside: mark samples disturbed by other processes; without, every sample counts.
     """
 
     rounds: int = 2
@@ -56,6 +57,7 @@ class Settings:
     request_timeout_s: float = 600.0
     load_timeout_s: float = 600.0
     trust_remote_code: bool = False
+    watch_outside: bool = True
 
     def __post_init__(self) -> None:
         if self.rounds < 1:

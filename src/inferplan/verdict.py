@@ -142,7 +142,7 @@ def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Jud
         verdict = "meets"
     needed: int | None = 0
     if verdict == "undecided":
-        needed = _more_requests(estimate, values, limit, q, sign, bool(against))
+        needed = _more_requests(estimate, values, cut, constraint, q, bool(against))
     return Judgement(
         constraint,
         verdict,
@@ -192,15 +192,17 @@ def _reachable(result: PlanResult, metric: Metric, safe: float | None, q: float,
 
 
 def _more_requests(
-    estimate: Estimate, values: Sequence[float], limit: float, q: float, sign: int, against: bool
+    estimate: Estimate, values: Sequence[float], cut: Sequence[float], constraint: Constraint, q: float, against: bool
 ) -> int | None:
     if estimate.needed:
         return max(estimate.needed - estimate.n, 1)
     if against:
         return None  # more requests do not settle what processes disagree about
-    # A rate's quantile q must be at least the limit: the share below the limit decides, as for a latency.
-    within = sum(value <= limit for value in values) if sign > 0 else sum(value < limit for value in values)
-    total = samples_to_settle(within, estimate.n, q)
+    if any(bound < constraint.limit for bound in cut):
+        return None  # nobody knows on which side of the limit these are
+    # A rate's quantile must be at least the limit, so there an observation equal to it is not below.
+    below = sum(v < constraint.limit or (v == constraint.limit and constraint.op == "<=") for v in values)
+    total = samples_to_settle(below, estimate.n, q)
     return None if total is None else total - estimate.n
 
 
@@ -274,11 +276,14 @@ def _why_requests(
         return f"undecided on {constraint}: too many requests were cut short"
     if against:
         return f"undecided on {constraint}: {against}"
-    # Told from the side on which the estimate lies: what else it may be.
-    good = estimate.value is not None and (estimate.value <= constraint.limit) == (constraint.op == "<=")
-    other = safe if good or estimate.lower is None or estimate.upper is None else estimate.lower + estimate.upper - safe
-    far = "high" if estimate.value is None or other >= estimate.value else "low"
-    return f"undecided on {constraint}: {metric.name} is {value}, but may be as {far} as {format_quantity(metric.kind, other)}"
+    # What else the evidence allows, on the other side of the limit: the safe bound, or from beyond it the opposite one.
+    beyond = estimate.value is not None and (estimate.value > constraint.limit) == (constraint.op == "<=")
+    opposite = estimate.lower if constraint.op == "<=" else estimate.upper
+    other, far = safe, "high" if constraint.op == "<=" else "low"
+    if beyond and opposite is not None:
+        other, far = opposite, "low" if constraint.op == "<=" else "high"
+    shown = format_quantity(metric.kind, other)
+    return f"undecided on {constraint}: {metric.name} is {value}, but may be as {far} as {shown}"
 
 
 def _why_processes(

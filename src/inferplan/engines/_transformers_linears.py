@@ -31,6 +31,10 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
+Fill = Callable[[memoryview], None]
+"""Writes the bytes of a tensor into the buffer it is given."""
+
+
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, to read into or write from."""
     return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())
@@ -90,11 +94,11 @@ class Int8Linear(nn.Module):
 
     scheme = "dynamic"
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        """`weight` is [out, in] int8, `scale` [out] float32, `bias` [out] float32."""
+    def __init__(self, shape: tuple[int, int], fill: Fill, scale: Tensor, bias: Tensor | None) -> None:
+        """`shape` is (out, in); `fill` writes that many int8 into what it is given; `scale` and `bias` are float32."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.run, self.packed, self.reduce_range = pack(weight, scale, bias)
+        self.out_features, self.in_features = shape
+        self.run, self.packed, self.reduce_range = pack(shape, fill, scale, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out], both float32."""
@@ -113,7 +117,9 @@ def int8_kernel() -> str:
     return f"{int8_backend()} linear_dynamic"
 
 
-def pack(weight: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[Callable[..., Tensor], Any, bool]:
+def pack(
+    shape: tuple[int, int], fill: Fill, scale: Tensor, bias: Tensor | None
+) -> tuple[Callable[..., Tensor], Any, bool]:
     """The kernel's function, its own form of the weights, and whether activations keep to 7 bits.
 
     Without VNNI the kernel adds pairs of products in 16 bits and saturates with 8-bit activations.
@@ -122,9 +128,13 @@ def pack(weight: Tensor, scale: Tensor, bias: Tensor | None) -> tuple[Callable[.
     zero = torch.zeros(len(scale), dtype=torch.int64)
     with warnings.catch_warnings():
         # torch 2.13 warns that these tensor types will be removed one day. We pin the version, and only this
-        # function would change (pytorch.org/docs: quantized tensors move to torchao).
+        # function would change.
         warnings.simplefilter("ignore")
-        quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero, 0)
+        quantized = torch._empty_per_channel_affine_quantized(
+            shape, scales=scale.double(), zero_points=zero, axis=0, dtype=torch.qint8
+        )
+        # filled where it lies: a second copy of the largest layer would be the peak of the whole load
+        fill(raw(torch.empty(0, dtype=torch.int8).set_(quantized.untyped_storage(), 0, shape)))
         packed = torch.ops.quantized.linear_prepack(quantized, bias)
     return torch.ops.quantized.linear_dynamic.default, packed, int8_backend() == "fbgemm" and not has_vnni()
 
@@ -193,6 +203,11 @@ class ShareCounter(TorchDispatchMode):
         self.integer, self.other = 0, 0
         self.kernels: set[str] = set()
         self._weights = {p.untyped_storage().data_ptr() for p in model.parameters() if p.numel()}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be skipped by the compiler, torch would import it, 75 MiB that stay (torch 2.13)."""
+        return False
 
     @property
     def share(self) -> float:

@@ -37,6 +37,7 @@ class TransformersEngine:
     """One plan in one process; see `base.Engine`."""
 
     def __init__(self) -> None:
+        self.model: Any = None  # transformers' own, with our layers; None where nothing is loaded
         self._loop: Loop | None = None
         self._source: Any = None
         self._vocabulary, self._context = 0, 0
@@ -113,7 +114,7 @@ class TransformersEngine:
             self._source = models.load_float(model, artifact, dtype)
         self._vocabulary = model.get_input_embeddings().num_embeddings
         self._context = getattr(model.config, "max_position_embeddings", None) or 0
-        self._loop = Loop(model, plan.kv_cache)
+        self.model, self._loop = model, Loop(model, plan.kv_cache)
         with linears.ShareCounter(model) as seen:
             list(self._loop.tokens([0, 1], 2))
         if int8 and seen.share < MIN_INT8_SHARE:
@@ -155,10 +156,19 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Give the model's memory and files back."""
-        self._loop = None
+        self.model = self._loop = None
         if self._source is not None:
             self._source.files.close()
             self._source = None
+
+
+def native_recipe(plan: Plan, checkpoint_name: str) -> str:
+    """A Python script that runs `plan` with torch and transformers alone.
+
+    Args:
+        checkpoint_name: what `from_pretrained` is to load: a directory or a hub id.
+    """
+    return ""
 
 
 def _empty_model(directory: Path, plan: Plan) -> tuple[Any, str]:

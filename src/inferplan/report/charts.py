@@ -147,7 +147,7 @@ def _trade(rows: list[tuple[Row, str]], sla_s: float | None, note: str) -> Chart
     front = pareto_front(points)
 
     def draw(axes: Axes) -> None:
-        axes.step(*zip(*front, strict=True), where="post", color="#444444", linewidth=1, linestyle=":",
+        axes.step(*zip(*front, strict=True), where="post", color="#555555", linewidth=1.6, linestyle=":",
                   label="Pareto front", zorder=1)  # fmt: skip
         for (row, label), (x, y) in zip(rows, points, strict=True):
             colour, marker, size = STYLES[kind(row)]
@@ -168,7 +168,7 @@ def _trade(rows: list[tuple[Row, str]], sla_s: float | None, note: str) -> Chart
         row, label = chosen
         alt += f". Chosen: {label}, {milliseconds(row.p50.value)} ms, {mebibytes(row.peak_bytes)} MiB"
     title = "Latency against memory" + note
-    return Chart(title, _svg(draw, 4.4, title, alt, "par"), alt)
+    return Chart(title, _svg(draw, min(max(4.4, _height(len(rows))), 6.6), title, alt, "par"), alt)
 
 
 def _height(count: int) -> float:
@@ -204,8 +204,10 @@ def _name_rows(axes: Axes, labels: list[str]) -> None:
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     once = {label: handle for handle, label in zip(handles, labels, strict=True)}
+    order = [*STYLES, *(label for label in once if label not in STYLES)]
+    shown = [label for label in order if label in once]
     axes.legend(
-        once.values(), once.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8,
+        [once[label] for label in shown], shown, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8,
         handletextpad=0.4, columnspacing=1.2,
     )  # fmt: skip
 

@@ -157,7 +157,7 @@ def _result_row(report: Report, done: Measurement, sample: Sample, checkpoint: C
     known = 0 <= sample.index < len(workload.prompts)
     return {
         "model_name": plan.model,
-        "quantize_int8": plan.precision == "int8",
+        "quantize_int8": plan.quantized,
         "num_threads": plan.threads,
         "use_cache": plan.kv_cache,
         "prompt_chars": workload.prompts[sample.index].chars if known else None,
@@ -191,7 +191,7 @@ def _summary_row(report: Report, row: Row) -> dict[str, Cell]:
     plan = row.plan
     return {
         "model_name": plan.model,
-        "quantize_int8": plan.precision == "int8",
+        "quantize_int8": plan.quantized,
         "num_threads": plan.threads,
         "use_cache": plan.kv_cache,
         "p50_latency_ms": _ms(row.p50.value),

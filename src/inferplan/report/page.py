@@ -41,10 +41,10 @@ h3 { font-size: .95rem; }
 dl { display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 6px 18px; margin: 12px 0 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; padding: 0; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 7px 10px; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
+table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 7px 8px; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap;
          vertical-align: top; }
-td.wrap { white-space: normal; min-width: 220px; overflow-wrap: anywhere; }
+td.wrap { white-space: normal; min-width: 170px; overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 600; }
 .num { text-align: right; }
 tbody tr:last-child > * { border-bottom: 0; }

@@ -54,7 +54,7 @@ def header(report: Report) -> tuple[Fact, ...]:
     study = report.study
     machine = study.machine
     facts = [
-        Fact("machine", f"{machine.cpu_model}, {short(machine.cores_granted)} cores granted, "
+        Fact("machine", f"{machine.cpu_model}, {machine.cores_granted:g} cores granted, "
              f"{mebibytes(machine.memory_granted_bytes)} MiB, {machine.system}"),
         Fact("workload", f"{concurrency(report)}; {len(study.workload.prompts)} prompts of {prompt_lengths(report)}; "
              f"{output_lengths(report)} output tokens each, decoded greedily"),
@@ -165,8 +165,9 @@ def footnotes(report: Report) -> list[str]:
     if without:
         # Hazen's positions: a point at q needs 0.5 / (1 - q) observations; a bound needs what `needed` says.
         counts, need = span([e.n for e in without]), max(e.needed for e in without)
+        short_cut = ", or too many were cut short" if any(row.cut for row in timed) else ""
         found.append(
-            f"p95 {MISSING}: {counts} requests a plan are too few to have one, or too many were cut short; "
+            f"p95 {MISSING}: {counts} requests a plan are too few to have one{short_cut}; "
             f"it takes 10, and {need or 59} to bound it."
         )
     elif loose := [row.p95 for row in timed if row.p95.needed]:
@@ -206,7 +207,9 @@ def choice(report: Report) -> tuple[Fact, ...]:
         facts.append(Fact("undecided", f"these samples do not show whether a plan meets {selection.sla}"))
         facts.append(Fact("to settle it", selection.settle or "take more rounds"))
     elif selection.outcome == "nothing_measured":
-        facts.append(Fact("no plan chosen", f"no plan could be measured, so none is known to meet {selection.sla}"))
+        waiting = any(row.status == "waiting" for row in report.rows)
+        why = "no plan is measured yet" if waiting else "no plan could be measured"
+        facts.append(Fact("no plan chosen", f"{why}, so none is known to meet {selection.sla}"))
     else:
         facts.append(Fact("no plan chosen", f"no plan meets {selection.sla}"))
     if selection.nearest is not None:

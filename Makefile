@@ -35,9 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 # Exit codes 3 (no plan meets the SLA) and 4 (undecided) answer the question that was asked: make says which
 # it was and succeeds. Anything else that is not 0 is an error. Scripts that need the code run benchmark.py.
 run: $(STAMP) ## measure 24 plans of distilgpt2 and gpt2 and choose one
-	@code=0; set -x; \
-	$(BIN)/python benchmark.py --sla_ms 1500 --models distilgpt2 gpt2 --threads 1 2 4 --max_new_tokens 64 || code=$$?; \
-	{ set +x; } 2>/dev/null; \
+	@set -- $(BIN)/python benchmark.py --sla_ms 1500 --models distilgpt2 gpt2 --threads 1 2 4 --max_new_tokens 64; \
+	echo "$$*"; code=0; "$$@" || code=$$?; \
 	case $$code in \
 	  0) ;; \
 	  3) echo "make run: exit code 3 from benchmark.py: it ran to the end, and no plan meets the SLA" ;; \

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # runs from a checkout that was not installed
 
-from inferplan.cli import benchmark_main  # noqa: E402
+from inferplan.cli import benchmark_main
 
 if __name__ == "__main__":
     sys.exit(benchmark_main())

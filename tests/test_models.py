@@ -138,6 +138,7 @@ def test_unknown_names_bring_the_nearest() -> None:
         resolve("gpt2", weights="none", notify=quiet)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_config_without_weights_gives_synthetic_ones(tmp_path: Path) -> None:
     path = tiny_model(tmp_path / "tiny")
     said: list[str] = []

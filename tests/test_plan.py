@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from inferplan.errors import InputError
 from inferplan.plan import OptionValue, Plan, Space
 
-_names = st.text(st.characters(whitelist_categories=("Ll", "Lu", "Nd"), whitelist_characters="-._"), min_size=1)
+_names = st.text(st.characters(categories=["Ll", "Lu", "Nd"], include_characters="-._"), min_size=1)
 _models = st.lists(_names, min_size=1, max_size=3).map("/".join)
-_values: st.SearchStrategy[OptionValue] = st.booleans() | st.integers(-99, 99) | st.sampled_from(["sdpa", "q8_0", "f16"])
+_values: st.SearchStrategy[OptionValue] = (
+    st.booleans() | st.integers(-99, 99) | st.sampled_from(["sdpa", "q8_0", "f16"])
+)
 _options = st.dictionaries(st.sampled_from(["mmap", "attention", "ubatch"]), _values).map(lambda d: tuple(d.items()))
 
 
@@ -42,7 +44,9 @@ def test_options_are_in_the_id_whatever_their_order() -> None:
     assert one.id.endswith("/kv/attention=eager/mmap=off")
 
 
-@pytest.mark.parametrize("text", ["", "gpt2", "gpt2/transformers/int8/2/kv", "gpt2/transformers/int8/t2/maybe", "a/b/c"])
+@pytest.mark.parametrize(
+    "text", ["", "gpt2", "gpt2/transformers/int8/2/kv", "gpt2/transformers/int8/t2/maybe", "a/b/c"]
+)
 def test_what_is_not_a_plan_id_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InputError, match="not a plan id"):
         Plan.parse(text)

@@ -92,6 +92,15 @@ def test_a_resumed_search_goes_on_as_the_interrupted_one_would_have(cut_at: int)
     assert asked(first + play(search(done=first))) == asked(whole)
 
 
+def test_a_round_that_began_keeps_its_contenders_when_resumed() -> None:
+    a, b, c = plan("a"), plan("b"), plan("c")
+    peaks = {a: 105, b: 100, c: 112}  # c is out by more than a tenth, until b turns out to need more
+    done = [measurement(p, SHAPE, peak_bytes=n) for p, n in peaks.items()]
+    done.append(measurement(b, SHAPE, round=2, peak_bytes=200))
+    again = Exhaustive([a, b, c], SLA.from_p50_ms(1500), Objective("memory"), Prices(), 2, done=done)
+    assert asked(play(again, speed={a: 1.0})) == [("a1", 2)]
+
+
 def test_an_interrupted_round_is_taken_again() -> None:
     first = play(search(), stop=6)
     first[2] = measurement(first[2].plan, [1.0], status="interrupted")

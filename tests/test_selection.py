@@ -399,6 +399,13 @@ def test_when_none_meets_the_nearest_is_named_and_not_chosen() -> None:
     assert again.winner.plan == B
 
 
+def test_the_nearest_is_judged_by_its_worst_miss() -> None:
+    big, slow = ran(A, 1.0, peak=3 * 10**9), ran(B, 1.68, peak=10**8)
+    found = pick([big, slow], "p50<=1500ms", "peak_rss<=1GB")
+    assert found.nearest is not None
+    assert found.nearest.ranked.plan == B
+
+
 def test_the_nearest_is_named_although_another_constraint_is_undecided() -> None:
     found = pick([ran(A, 3.0), ran(B, 1.68)], "p50<=1500ms", "p95<=1min")
     assert found.nearest is not None
@@ -440,6 +447,7 @@ def test_a_plan_that_failed_in_a_later_round_is_never_chosen() -> None:
     found = pick([flaky, ran(B, 1.4)])
     assert found.winner is not None
     assert found.winner.plan == B
+    assert [r.plan for r in found.ranked] == [B, A]  # though its p50 is the lower
 
 
 def test_an_undecided_plan_that_looks_better_is_noted() -> None:

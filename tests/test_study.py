@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import factories
 import pytest
 
+import factories
 from inferplan import machine, measure, study
 from inferplan.engines.base import EngineInfo
 from inferplan.errors import InputError, UnknownNameError
@@ -20,7 +20,6 @@ from inferplan.selection import SLA, Objective
 from inferplan.store import Store
 from inferplan.study import Event, PlanDone, PlanStarted, SampleTaken, Settings, Study
 from inferplan.workload import Prompt, Workload
-
 
 INFO = EngineInfo(name="fake", version="1", precisions=("fp32", "int8"), libraries={"fake": "1"}, needs_model=False)
 WATCH = measure.Watch(cores=2, judge=False)

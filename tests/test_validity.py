@@ -78,6 +78,13 @@ def test_others_count_on_idle_cores_too_when_they_are_an_eighth_of_the_machine()
     assert judged(replace(QUIET, other_cpu_s=1.1), cores=8, threads=4)
 
 
+def test_others_on_a_large_host_may_use_the_cores_that_are_not_granted_to_us() -> None:
+    sample = replace(QUIET, other_cpu_s=3.0)
+    for machine_cores, disturbed in ((None, True), (2, True), (64, False)):
+        reasons = disturbances(sample, cores=2, threads=2, canary_reference_s=None, machine_cores=machine_cores)
+        assert bool(reasons) == disturbed
+
+
 def test_short_sample_tolerates_what_ticks_cannot_tell() -> None:
     assert not judged(Signals(wall_s=0.02, other_cpu_s=0.02, steal_s=0.01))
     assert judged(Signals(wall_s=0.02, other_cpu_s=0.04))

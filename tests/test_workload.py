@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from inferplan.errors import WorkloadError
 from inferplan.workload import Prompt, Workload, parse_prompts, read_prompts
 
-_line = st.text(st.characters(blacklist_characters="\n\r", blacklist_categories=("Cs",)), min_size=1).filter(str.strip)
+_line = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
 @given(st.lists(_line, min_size=1, max_size=5))

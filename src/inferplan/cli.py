@@ -48,8 +48,8 @@ def benchmark_main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # ended politely is ended with everything kept
     run: Callable[[argparse.Namespace], int] = arguments.run
+    before = signal.signal(signal.SIGTERM, _interrupt)  # ended politely is ended with everything kept
     try:
         return run(arguments)
     except (InputError, BusyError) as err:
@@ -64,6 +64,8 @@ def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -199,7 +201,9 @@ def _add_studies(commands: Commands) -> None:  # type: ignore[valid-type]
 
 
 def _add_report(commands: Commands) -> None:  # type: ignore[valid-type]
-    parser = _add(commands, "report", "show", "Show a study again; other terms re-select without measuring.", EXIT_CODES)
+    parser = _add(
+        commands, "report", "show", "Show a study again; other terms re-select without measuring.", EXIT_CODES
+    )
     parser.add_argument("study", metavar="STUDY", help="its id, the start of it, or `latest`")
     parser.add_argument(
         "--format", default="table", metavar="FORMAT", help="table, csv, json, md or html (default: table)"
@@ -234,7 +238,7 @@ def _add_transfer(commands: Commands) -> None:  # type: ignore[valid-type]
     out.add_argument("study", metavar="STUDY", help="its id, the start of it, or `latest`")
     out.add_argument("--out", metavar="FILE", help="write to FILE instead of standard output")
     back = _add(commands, "import", "import_", "Read a study from a JSON file that `export` wrote.")
-    back.add_argument("file", metavar="FILE", type=Path)
+    back.add_argument("file", metavar="FILE", type=Path, help="what `inferplan export` wrote")
 
 
 def _add_doctor(commands: Commands) -> None:  # type: ignore[valid-type]
@@ -260,7 +264,7 @@ def _space_flags(parser: argparse.ArgumentParser, full: bool = True) -> None:
         nargs="+",
         default=["distilgpt2", "gpt2"],
         metavar="MODEL",
-        help="a directory, a GGUF file, a hub id (ORG/NAME[@REVISION]) or a name that is shipped (default: distilgpt2 gpt2)",
+        help="a directory, a GGUF file, a hub id (ORG/NAME[@REVISION]) or a shipped name (default: distilgpt2 gpt2)",
     )
     group.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default: 1 2 4")
     if not full:
@@ -283,13 +287,20 @@ def _space_flags(parser: argparse.ArgumentParser, full: bool = True) -> None:
 def _workload_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workload (one request at a time)")
     group.add_argument(
-        "--prompts", metavar="FILE", help=".txt (a line each) or .jsonl (`prompt` or `messages`); default: 8 shipped ones"
+        "--prompts",
+        metavar="FILE",
+        help=".txt (a line each) or .jsonl (`prompt` or `messages`); default: 8 shipped ones",
     )
     group.add_argument(
         "--prompt-tokens", metavar="N,N,...", help="instead: prompts of so many tokens, cut from the shipped text"
     )
     group.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=int, default=64, metavar="N", help="tokens to produce, exactly (default: 64)"
+        "--max_new_tokens",
+        "--max-new-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="tokens to produce, exactly (default: 64)",
     )
     group.add_argument("--private", action="store_true", help="keep prompts and outputs only as hashes and lengths")
 
@@ -299,13 +310,19 @@ def _objective_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--minimize", metavar="WHAT", help="latency (p50), memory (peak) or cost, among the plans that meet the SLA"
     )
-    group.add_argument("--prices", metavar="FILE", type=Path, help="TOML or JSON with usd_per_vcpu_hour and usd_per_gb_hour")
+    group.add_argument(
+        "--prices", metavar="FILE", type=Path, help="TOML or JSON with usd_per_vcpu_hour and usd_per_gb_hour"
+    )
 
 
 def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool = True) -> None:
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--rounds", type=int, default=2, metavar="N", help="fresh processes a plan, interleaved (default: 2); the "
+        "--rounds",
+        type=int,
+        default=2,
+        metavar="N",
+        help="fresh processes a plan, interleaved (default: 2); the "
         "first for every plan, further ones for those that could still be chosen",
     )
     group.add_argument("--all-rounds", action="store_true", help="give every round to every plan")
@@ -316,12 +333,20 @@ def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool
         "--retakes", type=int, default=4, metavar="N", help="disturbed samples taken again per process (default: 4)"
     )
     group.add_argument(
-        "--weights", default="auto", choices=["auto", "hub", "synthetic"],
+        "--weights",
+        default="auto",
+        choices=["auto", "hub", "synthetic"],
         help="auto: the hub, else packaged, else synthetic weights; hub: nothing else; synthetic: no network",
     )
-    group.add_argument("--trust-remote-code", action="store_true", help="run a model's own Python code: it can do anything")
-    group.add_argument("--request-timeout", type=float, default=600.0, metavar="S", help="a longer request is a hang (default: 600)")
-    group.add_argument("--load-timeout", type=float, default=600.0, metavar="S", help="a longer load is a hang (default: 600)")
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="run a model's own Python code: it can do anything"
+    )
+    group.add_argument(
+        "--request-timeout", type=float, default=600.0, metavar="S", help="a longer request is a hang (default: 600)"
+    )
+    group.add_argument(
+        "--load-timeout", type=float, default=600.0, metavar="S", help="a longer load is a hang (default: 600)"
+    )
     group.add_argument(
         "--no-watch",
         action="store_true",
@@ -331,7 +356,9 @@ def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool
     group.add_argument("--no-lock", action="store_true", help="measure although another timed study runs here")
     group.add_argument("--wait", action="store_true", help="wait until another timed study has ended")
     if store:
-        group.add_argument("--store", metavar="PATH", help="file that keeps the studies (default: in the user's data directory)")
+        group.add_argument(
+            "--store", metavar="PATH", help="file that keeps the studies (default: in the user's data directory)"
+        )
     if resume:
         group.add_argument("--resume", metavar="STUDY", help="go on with a study: its id, the start of it, or `latest`")
 
@@ -339,8 +366,11 @@ def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool
 def _output_flags(parser: argparse.ArgumentParser, out_default: str | None = None) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--out", default=out_default, metavar="DIR",
-        help="where results.csv, summary.csv and chosen_plan.csv go (default: " + ("here)" if out_default else "not written)"),
+        "--out",
+        default=out_default,
+        metavar="DIR",
+        help="where results.csv, summary.csv and chosen_plan.csv go (default: "
+        + ("here)" if out_default else "not written)"),
     )
     group.add_argument("--json", action="store_true", help="print the report as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress; errors and the answer only")

@@ -98,7 +98,9 @@ def show(arguments: Arguments) -> int:
     with Store(store_path(arguments.store)) as store:
         study = load(store, arguments.study)
     sla = parse_sla(arguments.sla) if arguments.sla else study.sla
-    study = replace(study, sla=sla, objective=_objective(arguments, study.objective), prices=_prices(arguments, study.prices))
+    study = replace(
+        study, sla=sla, objective=_objective(arguments, study.objective), prices=_prices(arguments, study.prices)
+    )
     made = _report(study)
     text = report.render(made, arguments.format)
     _put(text, arguments.out)
@@ -112,8 +114,8 @@ def compare(arguments: Arguments) -> int:
         a, b = load(store, arguments.a), load(store, arguments.b)
     comparison = comparing.compare(a, b)
     checks = comparing.check_gates(comparison, gates)
-    print(comparing.render(comparison, checks, arguments.format))
-    return 1 if any(check.failed for check in checks) else 0
+    print(comparing.render_comparison(comparison, checks, arguments.format))
+    return comparing.gate_exit_code(checks)
 
 
 def delete(arguments: Arguments) -> int:
@@ -174,7 +176,9 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
 
     with Store(path) as store:
         study, infos = (
-            _resumed(store, arguments, tell) if arguments.resume else _begun(arguments, sla, space or _space(arguments), tell)
+            _resumed(store, arguments, tell)
+            if arguments.resume
+            else _begun(arguments, sla, space or _space(arguments), tell)
         )
         if arguments.out is not None:
             _check_writable(Path(arguments.out))
@@ -185,10 +189,14 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
         with locks.machine_lock(
             study.id, wait=arguments.wait, override=arguments.no_lock, on_wait=tell, on_override=warn
         ):
-            cores = study.machine.cores_granted
             outside = study.settings.watch_outside
-            canary = validity.Canary() if outside else None
-            watch = measure.Watch(cores, canary, private=study.settings.private, judge=outside)
+            watch = measure.Watch(
+                cores=study.machine.cores_granted,
+                machine_cores=study.machine.cores_logical,
+                canary=validity.Canary() if outside else None,
+                private=study.settings.private,
+                judge=outside,
+            )
             try:
                 with progress.showing():
                     study = run(study, store, ready, infos, watch=watch, notify=progress)

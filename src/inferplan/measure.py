@@ -42,6 +42,7 @@ class Watch:
 
     Attributes:
         cores: cores granted to us.
+        machine_cores: cores that the machine has in all; None: as many as granted.
         canary: read before every request; None leaves it out.
         private: keep hashes of outputs only.
         interpreter: the Python that runs the worker.
@@ -49,6 +50,7 @@ class Watch:
     """
 
     cores: float
+    machine_cores: float | None = None
     canary: validity.Canary | None = None
     private: bool = False
     interpreter: Sequence[str] = field(default_factory=lambda: (sys.executable,))
@@ -100,7 +102,9 @@ def recipe(plan: Plan, checkpoint: str, interpreter: Sequence[str] = (sys.execut
     return text
 
 
-def convert(plan: Plan, checkpoint: Path, out: Path, interpreter: Sequence[str] = (sys.executable,)) -> tuple[Status, str]:
+def convert(
+    plan: Plan, checkpoint: Path, out: Path, interpreter: Sequence[str] = (sys.executable,)
+) -> tuple[Status, str]:
     """Make the artifact of `plan` in a process of its own: `("ok", "")`, or how and why it failed."""
     command = [*interpreter, "-m", "inferplan.worker", "--convert"]
     task = json.dumps({"plan": encode(plan), "checkpoint": str(checkpoint), "out": str(out)}) + "\n"
@@ -196,7 +200,11 @@ def _observed(child: _Child, request: Request, trial: Trial, watch: Watch) -> Sa
     if watch.judge:
         reference = watch.canary.reference_s if watch.canary is not None else None
         disturbed = validity.disturbances(
-            seen, cores=watch.cores, threads=trial.plan.threads, canary_reference_s=reference
+            seen,
+            cores=watch.cores,
+            threads=trial.plan.threads,
+            canary_reference_s=reference,
+            machine_cores=watch.machine_cores,
         )
     output = () if watch.private else sample.output_ids
     rss = child.rss_bytes()
@@ -208,8 +216,8 @@ class _Child:
 
     def __init__(self, trial: Trial, info: EngineInfo, watch: Watch) -> None:
         self._trial = trial
-        self._killed = False
-        self._errors: IO[str] = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
+        # closed by kill(), which every measure() ends with
+        self._errors: IO[str] = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._anonymous: int | None = None
         self._file: int | None = None
         self._load_peak: int | None = None
@@ -232,9 +240,7 @@ class _Child:
     @property
     def memory(self) -> Memory:
         """Peaks by phase as known so far."""
-        return Memory(
-            self._load_peak, self._generate_peak, self._anonymous, self._file, SAMPLING_HZ, self._method
-        )
+        return Memory(self._load_peak, self._generate_peak, self._anonymous, self._file, SAMPLING_HZ, self._method)
 
     def load(self, record: _Record) -> None:
         """Start the engine and load the artifact; fills `record` with what it says."""
@@ -286,7 +292,6 @@ class _Child:
 
     def kill(self) -> None:
         """End the process and everything it started."""
-        self._killed = True
         members = procmem.tree(self._process.pid) if self._process.poll() is None else ()
         self._kill_group()
         for member in members[1:]:

@@ -57,7 +57,9 @@ def resolve_models(
     if not any(infos[name].needs_model for name in space.engines):
         return tuple(_placeholder(model) for model in space.models)
     return tuple(
-        models.resolve(model, weights=cast(models.WeightsChoice, weights), trust_remote_code=trust_remote_code, notify=tell)
+        models.resolve(
+            model, weights=cast(models.WeightsChoice, weights), trust_remote_code=trust_remote_code, notify=tell
+        )
         for model in space.models
     )
 
@@ -111,7 +113,11 @@ class Preparation:
 
 
 def prepare(
-    checkpoints: tuple[Checkpoint, ...], workload: Workload, plans: Iterable[Plan], infos: Mapping[str, EngineInfo], tell: Tell
+    checkpoints: tuple[Checkpoint, ...],
+    workload: Workload,
+    plans: Iterable[Plan],
+    infos: Mapping[str, EngineInfo],
+    tell: Tell,
 ) -> Preparation:
     """Token ids for each model, and every artifact that a plan will load.
 
@@ -151,5 +157,3 @@ def libraries(infos: Mapping[str, EngineInfo]) -> dict[str, str]:
     for info in infos.values():
         found.update(info.libraries)
     return dict(sorted(found.items()))
-
-

@@ -109,7 +109,7 @@ def figure(r: Ranked, objective: Objective) -> float | None:
 
 
 def order(r: Ranked, objective: Objective) -> tuple[float, float, str]:
-    """Sort key of the choice: the objective, then the runner-up figure, then the id so that nothing is left to chance."""
+    """Sort key of the choice: the objective, then the second figure, then the id (never chance)."""
     second = r.peak_bytes if objective.metric == "latency" else r.p50_s
     return least(figure(r, objective)), least(second), r.plan.id
 

@@ -116,7 +116,11 @@ class Study:
     ) -> Selection:
         """The choice from what was measured so far, under this study's terms or others."""
         return choose(
-            self.results, sla or self.sla, objective or self.objective, prices or self.prices, self.machine.cores_granted
+            self.results,
+            sla or self.sla,
+            objective or self.objective,
+            prices or self.prices,
+            self.machine.cores_granted,
         )
 
 
@@ -195,7 +199,9 @@ def load(store: Store, id: str) -> Study:
     found = store.find_study(id)
     header = store.header(found)
     if (schema := header.pop("schema", None)) != SCHEMA:
-        raise StoreError(f"study {found} has schema {schema!r}; this inferplan reads {SCHEMA}: use the one that wrote it")
+        raise StoreError(
+            f"study {found} has schema {schema!r}; this inferplan reads {SCHEMA}: use the one that wrote it"
+        )
     try:
         study = decode(Study, header)
     except (TypeError, KeyError, ValueError) as err:

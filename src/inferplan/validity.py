@@ -109,13 +109,22 @@ def signals(before: Reading, after: Reading, own_cpu_s: float, parent_cpu_s: flo
     )
 
 
-def disturbances(signals: Signals, *, cores: float, threads: int, canary_reference_s: float | None) -> tuple[str, ...]:
+def disturbances(
+    signals: Signals,
+    *,
+    cores: float,
+    threads: int,
+    canary_reference_s: float | None,
+    machine_cores: float | None = None,
+) -> tuple[str, ...]:
     """Why the sample was disturbed, a sentence part each with the figure and its limit; empty: it was not.
 
     Args:
-        cores: CPUs of the machine, since the CPU time of others is counted on all of them.
+        cores: CPUs granted to us.
         threads: compute threads of the plan.
         canary_reference_s: what a read of the canary takes when nothing disturbs it; None: not known yet.
+        machine_cores: CPUs of the whole machine, on all of which others are counted; None: as many as are
+            granted. Without it a container on a large busy host finds every sample disturbed.
 
     Other CPU time harms when it exceeds the time of the cores that the plan leaves
     idle, or, through cache and memory bus, when it is an eighth of the machine.
@@ -123,8 +132,9 @@ def disturbances(signals: Signals, *, cores: float, threads: int, canary_referen
     """
     wall = signals.wall_s
     tolerance = max(OTHER_CPU_FLOOR_S, OTHER_CPU_SHARE * wall)
-    idle = max(0.0, cores - threads) * wall
-    shared = max(tolerance, OTHER_CPU_MACHINE_SHARE * cores * wall)
+    everywhere = cores if machine_cores is None else machine_cores
+    idle = max(0.0, everywhere - threads) * wall
+    shared = max(tolerance, OTHER_CPU_MACHINE_SHARE * everywhere * wall)
     stall = max(CPU_STALL_FLOOR_S, CPU_STALL_SHARE * wall)
     canary = None if canary_reference_s is None else CANARY_SLOWDOWN * canary_reference_s
     checks: tuple[tuple[str, float | None, float | None], ...] = (

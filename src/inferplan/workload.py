@@ -101,7 +101,9 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     except FileNotFoundError:
         raise WorkloadError(f"the prompts file {str(path)!r} does not exist") from None
     except UnicodeDecodeError as err:
-        raise WorkloadError(f"the prompts file {str(path)!r} is not UTF-8 text ({err.reason} at byte {err.start})") from None
+        raise WorkloadError(
+            f"the prompts file {str(path)!r} is not UTF-8 text ({err.reason} at byte {err.start})"
+        ) from None
     except OSError as err:
         raise WorkloadError(f"the prompts file {str(path)!r} cannot be read: {err.strerror}") from None
     return parse_prompts(text, jsonl=path.suffix.lower() in (".jsonl", ".ndjson"), source=str(path))
@@ -136,8 +138,13 @@ def _from_json(row: str, where: str) -> Prompt:
             raise WorkloadError(f"{where}: `prompt` must be text that is not empty, not {data['prompt']!r}")
         return Prompt(text=data["prompt"], max_new_tokens=limit)
     messages = data["messages"]
-    well_formed = isinstance(messages, list) and messages and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    well_formed = (
+        isinstance(messages, list)
+        and messages
+        and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
+        )
     )
     if not well_formed:
         raise WorkloadError(f"{where}: `messages` must be a list of objects with `role` and `content` as text")

@@ -52,7 +52,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {**_ROPE, "tie_word_embeddings": False}),
     "opt": ("opt", {**_ROPE, "ffn_dim": 96, "word_embed_proj_dim": 64, "init_std": 0.2}),
     "gemma": ("gemma", {**_ROPE, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True}),
-    "mistral-sliding": ("mistral", {**_ROPE, "num_key_value_heads": 2, "sliding_window": 16, "tie_word_embeddings": False}),
+    "mistral-sliding": (
+        "mistral",
+        {**_ROPE, "num_key_value_heads": 2, "sliding_window": 16, "tie_word_embeddings": False},
+    ),
 }
 Make = Callable[[str], Path]
 
@@ -110,7 +113,12 @@ def _reference(name: str, tokens: int) -> list[int]:
     model = _library_model(name)
     ids = torch.tensor([PROMPT])
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, eos_token_id=None
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
     )
     found: list[int] = out[0, len(PROMPT) :].tolist()
     return found
@@ -196,7 +204,8 @@ def test_bf16_runs_its_products_in_bf16(checkpoint: Make, engine: TransformersEn
         pytest.skip(engine.describe().lacks["bf16"])
     actual = engine.load(_plan(precision="bf16"), checkpoint("llama-gqa-tied"))
     assert actual.dtype == actual.weights == "bfloat16"
-    assert "bfloat16" in actual.kernel and "float32" not in actual.kernel
+    assert "bfloat16" in actual.kernel
+    assert "float32" not in actual.kernel
     assert len(list(engine.generate(PROMPT, 8))) == 8
 
 
@@ -229,7 +238,7 @@ def test_truncated_weights_are_an_artifact_error_that_names_the_file(
     shutil.copytree((checkpoint if precision == "fp32" else int8_artifact)("gpt2"), tmp_path, dirs_exist_ok=True)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
-    with pytest.raises(ArtifactError, match="model.safetensors"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors"):
         engine.load(_plan(precision=precision), tmp_path)
 
 
@@ -241,7 +250,7 @@ def test_header_that_is_not_json_is_an_artifact_error(
     data = bytearray(weights.read_bytes())
     data[8:40] = b"\xff" * 32
     weights.write_bytes(data)
-    with pytest.raises(ArtifactError, match="model.safetensors"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors"):
         engine.load(_plan(), tmp_path)
 
 
@@ -369,7 +378,8 @@ def test_native_recipe_runs_the_plan_without_us(
 ) -> None:
     plan = _plan(precision=precision)
     script = native_recipe(plan, str(checkpoint("gpt2")))
-    assert "import inferplan" not in script and "from inferplan" not in script
+    assert "import inferplan" not in script
+    assert "from inferplan" not in script
     (tmp_path / "recipe.py").write_text(script)
     arguments = ["--tokens", "12", "--ids", ",".join(map(str, PROMPT))]
     done = subprocess.run(

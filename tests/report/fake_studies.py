@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 from factories import MIB, measurement
-
 from inferplan.machine import Machine
 from inferplan.measurement import Actual, Measurement
 from inferplan.models import Checkpoint
@@ -159,6 +158,4 @@ def hostile() -> Study:
     return replace(plain, measurements=tuple(done))
 
 
-STUDIES = {
-    make.__name__: make for make in (chosen, none_meets, synthetic, undecided, failed, empty, hostile)
-}
+STUDIES = {make.__name__: make for make in (chosen, none_meets, synthetic, undecided, failed, empty, hostile)}

@@ -81,7 +81,7 @@ class TensorFile:
         if hasattr(os, "preadv"):  # one call instead of two; Windows has neither pread nor preadv
             return os.preadv(self._file.fileno(), [buffer], offset)
         self._file.seek(offset)
-        return self._file.readinto(buffer) or 0  # type: ignore[attr-defined, no-any-return]
+        return self._file.readinto(buffer) or 0
 
     def close(self) -> None:
         """Close the file; further reads fail."""

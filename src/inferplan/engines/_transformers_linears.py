@@ -37,7 +37,8 @@ Fill = Callable[[memoryview], None]
 
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, to read into or write from."""
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())
+    array: Any = tensor.detach().view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def read_tensor(file: TensorFile, entry: Entry) -> Tensor:
@@ -124,7 +125,10 @@ def pack(
 
     Without VNNI the kernel adds pairs of products in 16 bits and saturates with 8-bit activations.
     """
-    torch.backends.quantized.engine = int8_backend()
+    backend = int8_backend()
+    if backend is None:
+        raise Unsupported("this build of torch has neither fbgemm nor qnnpack, so it has no INT8 linear layer")
+    torch.backends.quantized.engine = backend
     zero = torch.zeros(len(scale), dtype=torch.int64)
     with warnings.catch_warnings():
         # torch 2.13 warns that these tensor types will be removed one day. We pin the version, and only this
@@ -134,9 +138,9 @@ def pack(
             shape, scales=scale.double(), zero_points=zero, axis=0, dtype=torch.qint8
         )
         # filled where it lies: a second copy of the largest layer would be the peak of the whole load
-        fill(raw(torch.empty(0, dtype=torch.int8).set_(quantized.untyped_storage(), 0, shape)))
+        fill(raw(torch.empty(0, dtype=torch.int8).set_(quantized.untyped_storage(), 0, shape, (shape[1], 1))))
         packed = torch.ops.quantized.linear_prepack(quantized, bias)
-    return torch.ops.quantized.linear_dynamic.default, packed, int8_backend() == "fbgemm" and not has_vnni()
+    return torch.ops.quantized.linear_dynamic.default, packed, backend == "fbgemm" and not has_vnni()
 
 
 def has_vnni() -> bool:
@@ -199,7 +203,7 @@ class ShareCounter(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.integer, self.other = 0, 0
         self.kernels: set[str] = set()
         self._weights = {p.untyped_storage().data_ptr() for p in model.parameters() if p.numel()}

@@ -24,7 +24,7 @@ class PreallocatedLayer(DynamicLayer):
     """
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity, self.length = capacity, 0
         self.key_buffer: Tensor | None = None
         self.value_buffer: Tensor | None = None
@@ -55,15 +55,15 @@ class PreallocatedCache(Cache):
     """One `PreallocatedLayer` for each layer of the model."""
 
     def __init__(self, layers: int, capacity: int) -> None:
-        super().__init__(layers=[PreallocatedLayer(capacity) for _ in range(layers)])
+        self.typed = [PreallocatedLayer(capacity) for _ in range(layers)]
+        super().__init__(layers=list(self.typed))
         self.capacity = capacity
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """As `PreallocatedLayer.update`, for layer `layer_idx`."""
-        found: tuple[Tensor, Tensor] = self.layers[layer_idx].update(key_states, value_states)
-        return found
+        return self.typed[layer_idx].update(key_states, value_states)
 
 
 class Loop:

@@ -39,7 +39,9 @@ def build(config_class: Any, model: Any, config: dict[str, Any], attention: str,
         Unsupported: the config asks for what this engine does not do.
     """
     if "quantization_config" in config:
-        raise Unsupported("the checkpoint is quantized already (quantization_config in config.json); give plain weights")
+        raise Unsupported(
+            "the checkpoint is quantized already (quantization_config in config.json); give plain weights"
+        )
     try:
         settings = config_class.from_dict(config)
         settings.dtype = dtype
@@ -50,11 +52,18 @@ def build(config_class: Any, model: Any, config: dict[str, Any], attention: str,
         raise Unsupported(f"transformers cannot build this {config['model_type']}: {error}") from error
     made.eval()
     _fill_buffers(made)
-    for module in made.modules():  # in inference they change nothing, and each costs a call
-        for name, child in module.named_children():
-            if isinstance(child, nn.Dropout):
-                setattr(module, name, nn.Identity())
+    _simplify(made)
     return made
+
+
+def _simplify(model: nn.Module) -> None:
+    """Put in one cheap call where the library makes several, with the same result."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):  # changes nothing in inference
+                setattr(module, name, nn.Identity())
+            elif type(child).__name__ == "NewGELUActivation":  # the same formula in six operations, 5% of a token
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _no_initial_values() -> AbstractContextManager[None]:
@@ -258,13 +267,13 @@ def _out_first(module: nn.Module) -> bool:
 
 def _shape(module: nn.Module) -> tuple[int, int]:
     """[out, in] of a linear layer that is not loaded yet."""
-    first, second = module.weight.shape  # type: ignore[misc, union-attr]
+    first, second = module.weight.shape  # type: ignore[misc]
     return (first, second) if _out_first(module) else (second, first)
 
 
 def _largest_first(linears: dict[str, nn.Module]) -> list[tuple[str, nn.Module]]:
     """Largest first: its second copy, alive while it is packed, then falls where the others will lie."""
-    return sorted(linears.items(), key=lambda item: -item[1].weight.numel())  # type: ignore[operator, union-attr]
+    return sorted(linears.items(), key=lambda item: -item[1].weight.numel())  # type: ignore[operator]
 
 
 def _linear_weight(source: Source, plan: Layout, name: str, module: nn.Module) -> Tensor:

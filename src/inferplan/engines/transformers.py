@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArtifactError, EngineError, InputError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
+from ._transformers_recipe import script
 from .base import Axis, EngineInfo
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class TransformersEngine:
             env=_ENV,
             libraries=libraries,
             artifact_key="int8-1",
+            converts=("int8",),
         )
 
     def unsupported(self, plan: Plan) -> str | None:
@@ -107,8 +110,6 @@ class TransformersEngine:
         int8 = plan.precision == "int8"
         dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
         if int8:
-            if linears.int8_backend() is None:
-                raise Unsupported("this build of torch has neither fbgemm nor qnnpack, so it has no INT8 linear layer")
             self._source = models.load_int8(model, artifact)
         else:
             self._source = models.load_float(model, artifact, dtype)
@@ -119,7 +120,7 @@ class TransformersEngine:
             list(self._loop.tokens([0, 1], 2))
         if int8 and seen.share < MIN_INT8_SHARE:
             raise EngineError(
-                f"only {seen.share:.1%} of the linear parameters ran in INT8 ({', '.join(sorted(seen.kernels))} did not): "
+                f"only {seen.share:.1%} of the linear parameters ran in INT8, those of {sorted(seen.kernels)} did not: "
                 f"this {model.config.model_type} has layers that this engine cannot quantize, so it is not INT8"
             )
         return Actual(
@@ -168,7 +169,11 @@ def native_recipe(plan: Plan, checkpoint_name: str) -> str:
     Args:
         checkpoint_name: what `from_pretrained` is to load: a directory or a hub id.
     """
-    return ""
+    env = {name: value.replace("{threads}", str(plan.threads)) for name, value in _ENV.items()}
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    attention = str(plan.option("attention", _ATTENTION.default))
+    reduce_range = not arm and not _cpu_flags() & {"avx512_vnni", "avx_vnni"}
+    return script(plan, checkpoint_name, env, attention, "qnnpack" if arm else "fbgemm", reduce_range)
 
 
 def _empty_model(directory: Path, plan: Plan) -> tuple[Any, str]:
@@ -208,21 +213,27 @@ def _set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    if torch.get_num_interop_threads() != 1:
-        try:
-            torch.set_num_interop_threads(1)
-        except RuntimeError as error:  # only possible before the first parallel work of the process
-            raise EngineError(f"the process has used torch before this plan was loaded: {error}") from error
+    # Raises once that pool has started; generating never uses it, the setting only keeps it from being made larger.
+    with suppress(RuntimeError):
+        torch.set_num_interop_threads(1)
+
+
+def _no_bf16() -> str | None:
+    """Why BF16 would be emulated on this CPU; None where it is native, or where the system does not tell."""
+    flags = _cpu_flags()
+    if not flags or flags & _BF16_FLAGS:
+        return None
+    return (
+        f"this {platform.machine()} CPU has no BF16 instructions (avx512_bf16 or amx_bf16): it would only emulate them"
+    )
 
 
 @cache
-def _no_bf16() -> str | None:
-    """Why BF16 would be emulated on this CPU; None where it is native, or where the system does not tell."""
+def _cpu_flags() -> frozenset[str]:
+    """Instruction sets as Linux names them; empty where there is no /proc/cpuinfo."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
-        return None
+        return frozenset()
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    flags = next((line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))), [])
-    if not flags or _BF16_FLAGS.intersection(flags):
-        return None
-    return f"this {platform.machine()} CPU has no BF16 instructions (avx512_bf16 or amx_bf16): it would only emulate them"
+    found = next((line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return frozenset(found.split())

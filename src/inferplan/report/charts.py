@@ -207,7 +207,8 @@ def _legend(axes: Axes) -> None:
     order = [*STYLES, *(label for label in once if label not in STYLES)]
     shown = [label for label in order if label in once]
     axes.legend(
-        [once[label] for label in shown], shown, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8,
+        [once[label] for label in shown], shown,
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=8,
         handletextpad=0.4, columnspacing=1.2,
     )  # fmt: skip
 

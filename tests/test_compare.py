@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent / "report"))  # fake_studies is shared with the tests of the report
-
-from fake_studies import PROMPTS, SHAPE, study
-
 from factories import measurement
+from fake_studies import PROMPTS, SHAPE, study
 from inferplan.compare import check_gates, compare, gate_exit_code, parse_gate, render_comparison
 from inferplan.errors import InputError
 from inferplan.study import Study

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_studies import STUDIES
 
+from fake_studies import STUDIES
 from inferplan.errors import UnknownNameError
 from inferplan.report import FORMATS, chosen_plan_csv, render, report_of, results_csv, summary_csv, write_csvs
 

@@ -86,7 +86,7 @@ def runs(plan: Plan, p50_s: float, *, rounds: int = 2, peak: int = 300 * MIB, no
 def expected_p50_s(plan: Plan) -> float:
     """INT8 and threads make it faster, no cache slower."""
     base = 2.0 if plan.precision == "fp32" else 0.9
-    return base / plan.threads**0.7 * (1 if plan.kv_cache else 4)
+    return base / float(plan.threads**0.7) * (1 if plan.kv_cache else 4)
 
 
 def full(**terms: object) -> Study:

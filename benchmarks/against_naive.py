@@ -88,9 +88,8 @@ def report(
         peak = max(side.peaks) / MIB
         alone, shared = tokens / side.median_s, tokens / together[precision].median_s
         print(f"  recipe {precision}, fresh process: {alone:6.1f} tokens/s, peak {peak:5.0f} MiB")
-        print(
-            f"  recipe {precision}, one process:   {shared:6.1f} tokens/s, peak {together[precision].peaks[-1] / MIB:5.0f} MiB"
-        )
+        peak = together[precision].peaks[-1] / MIB
+        print(f"  recipe {precision}, one process:   {shared:6.1f} tokens/s, peak {peak:5.0f} MiB")
     for precision, done in ours.items():
         times = latencies(done)
         result = PlanResult(done[0].plan, tuple(done))

@@ -134,9 +134,8 @@ def compare(bench: Bench, plan: Plan, rounds: int, tokens: int, store: Store, wa
     print(show_ratio("  request latency, in a study over bare", ratio_of(latencies(studied), alone), 4))
     ours_peak = statistics.median(m.memory.peak_bytes or 0 for m in studied if m.memory)
     bare_peak = statistics.median(peaks)
-    print(
-        f"  peak memory, in a study over bare: {ours_peak / bare_peak:.4f} ({ours_peak / MIB:.0f} MiB, medians of {rounds})"
-    )
+    memory = f"{ours_peak / bare_peak:.4f} ({ours_peak / MIB:.0f} MiB, medians of {rounds})"
+    print(f"  peak memory, in a study over bare: {memory}")
     beyond = [m.wall_s - sum(s.latency_s for s in m.samples) for m in studied]
     loads = [(m.startup_s or 0) + (m.load_s or 0) for m in studied]
     requests = [sum(s.latency_s for s in m.samples) for m in studied]

@@ -61,9 +61,8 @@ def main() -> int:
     pairs = [result_of(first, name).latencies_by_request for name in names]
     ratio = paired_ratio(pairs[1], pairs[0])
     relation = ratio.relation()
-    print(
-        f"different winners; in the first study the second's winner takes {ratio.value} [{ratio.low}, {ratio.high}]: {relation}"
-    )
+    figures = f"{ratio.value} [{ratio.low}, {ratio.high}]: {relation}"
+    print(f"different winners; in the first study the second's winner takes {figures}")
     return 0 if relation == "tie" else 1
 
 

@@ -56,6 +56,9 @@ class FloatLinear(nn.Module):
 
     The library's matrix-vector product reads a matrix laid out so at 19 to 25 GB/s, and one laid
     out as [out, in] (what `nn.Linear` keeps) at 10 to 13 GB/s (MKL in torch 2.13, AVX-512, 50257 x 768).
+    It uses one thread, however many there are. A batched product of as many slices of the input as there
+    are threads uses them all: 3072 x 768 at 2 threads went from 17.8 to 24.8 GB/s, 50257 x 768 from 17.2
+    to 22.4, where a plain sum over the same bytes reached 30.2 and 24.9.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -63,12 +66,21 @@ class FloatLinear(nn.Module):
         self.in_features, self.out_features = weight.shape
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        parts = torch.get_num_threads()
+        self.parts = parts if self.in_features % parts == 0 else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         rows = x.view(-1, self.in_features) if x.is_contiguous() else x.reshape(-1, self.in_features)
+        if self.parts > 1 and rows.shape[0] == 1:
+            return self._one_row(rows).view(*x.shape[:-1], self.out_features)
         y = torch.mm(rows, self.weight) if self.bias is None else torch.addmm(self.bias, rows, self.weight)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _one_row(self, row: Tensor) -> Tensor:
+        slices = row.view(self.parts, 1, -1)
+        y = torch.bmm(slices, self.weight.view(self.parts, -1, self.out_features)).sum(0)
+        return y if self.bias is None else y.add_(self.bias)
 
 
 class RowMajorLinear(nn.Module):

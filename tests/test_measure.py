@@ -199,3 +199,28 @@ def _wait_for_child(pid: int) -> psutil.Process:
                 return child
         time.sleep(0.05)
     raise AssertionError("the worker did not start")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the counters of other systems differ")
+def test_samples_beside_busy_neighbours_are_kept_flagged_and_taken_again(info: EngineInfo, artifact: Path) -> None:
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        asked = trial(artifact, requests=2, tokens=20, options={"token_ms": 20.0}, retakes=1)
+        done = run(info, asked, measure.Watch(cores=float(os.cpu_count() or 1)))
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert done.status == "ok"
+    assert len(done.samples) == 3, "two requests, and one retake: the cap"
+    assert all(any("CPU time of other processes" in reason for reason in s.disturbed) for s in done.samples)
+    assert all(s.signals is not None and s.latency_s > 0 for s in done.samples)
+    assert done.clean == ()
+
+
+def test_every_trial_is_a_process_of_its_own(info: EngineInfo, artifact: Path) -> None:
+    first, second = run(info, trial(artifact)), run(info, trial(artifact))
+    assert first.memory is not None and second.memory is not None
+    assert first.startup_s is not None and second.startup_s is not None
+    assert first.samples[0].output_ids == second.samples[0].output_ids
+    assert second.started_at >= first.started_at + first.wall_s - 0.01

@@ -94,3 +94,12 @@ def test_what_is_asked_is_part_of_the_key() -> None:
     assert base.key != Workload((Prompt(text="a"),), max_new_tokens=9).key
     assert base.key != Workload((Prompt(text="a"),), max_new_tokens=8, seed=1).key
     assert base.key == Workload((Prompt(text="a", max_new_tokens=8),), max_new_tokens=64).key
+
+
+def test_the_prompts_beside_the_readme_are_those_that_are_shipped() -> None:
+    root = Path(__file__).resolve().parent.parent
+    shipped = root / "src" / "inferplan" / "data" / "prompts.txt"
+    assert (root / "prompts.txt").read_bytes() == shipped.read_bytes()
+    prompts = read_prompts(shipped)
+    assert len(prompts) == 8
+    assert len({prompt.chars for prompt in prompts}) == 8

@@ -288,8 +288,7 @@ def _print(made: report.Report) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(report.rich_table(made, console.width))
-    console.print(report.render_choice(made), markup=False, highlight=False)
+    console.print(report.rich_report(made, console.width))
 
 
 def _check_writable(directory: Path) -> None:

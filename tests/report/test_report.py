@@ -12,7 +12,16 @@ import pytest
 
 from fake_studies import STUDIES
 from inferplan.errors import UnknownNameError
-from inferplan.report import FORMATS, chosen_plan_csv, render, report_of, results_csv, summary_csv, write_csvs
+from inferplan.report import (
+    FORMATS,
+    chosen_plan_csv,
+    render,
+    report_of,
+    results_csv,
+    rich_report,
+    summary_csv,
+    write_csvs,
+)
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -118,3 +127,17 @@ def test_json_carries_the_exit_code_and_every_plan(name: str, code: int) -> None
     data = json.loads(render(report_of(study), "json"))
     assert data["exit_code"] == code
     assert {plan["plan_id"] for plan in data["plans"]} == {plan.id for plan in study.space.plans}
+
+
+@pytest.mark.parametrize("width", [80, 120, 240])
+def test_a_terminal_sees_what_a_pipe_sees(width: int) -> None:
+    from rich.console import Console
+
+    console = Console(record=True, width=width, file=io.StringIO())
+    report = report_of(STUDIES["chosen"]())
+    console.print(rich_report(report, width))
+    seen = " ".join(console.export_text().split())
+    assert "one request at a time" in seen and "chosen plan" in seen
+    assert all(len(line) <= width for line in console.export_text(clear=False).splitlines())
+    chosen = report.chosen
+    assert chosen is not None and chosen.plan.id in seen

@@ -14,7 +14,7 @@ from .html import render_html
 from .jsonfile import render_json
 from .markdown import render_markdown
 from .rows import Report, Row, report_of
-from .table import render_choice, render_text, rich_table
+from .table import render_text, rich_report, rich_table
 
 __all__ = [
     "FORMATS",
@@ -22,10 +22,10 @@ __all__ = [
     "Row",
     "chosen_plan_csv",
     "render",
-    "render_choice",
     "render_text",
     "report_of",
     "results_csv",
+    "rich_report",
     "rich_table",
     "summary_csv",
     "write_csvs",

@@ -13,6 +13,7 @@ from .rows import Report
 from .words import COLUMNS, NUMERIC, Fact, cells, choice, footnotes, header, title
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 # Given up one after the other where the terminal is narrow; what decides stays.
@@ -28,9 +29,18 @@ def render_text(report: Report) -> str:
     return "\n".join(map(one_line, parts)).rstrip() + "\n"
 
 
-def render_choice(report: Report) -> str:
-    """The choice alone, a line a sentence."""
-    return "\n".join(_labelled(choice(report))) + "\n"
+def rich_report(report: Report, width: int | None = None) -> Group:
+    """What `render_text` says, for a Rich console of `width` columns: long lines wrap there."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(
+        *(Text(one_line(line)) for line in _labelled(header(report))),
+        rich_table(report, width),
+        *(Text(one_line(line), style="dim") for line in footnotes(report)),
+        "",
+        *(Text(one_line(line)) for line in _labelled(choice(report))),
+    )
 
 
 def plain_table(report: Report) -> list[str]:

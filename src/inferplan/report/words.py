@@ -69,6 +69,8 @@ def header(report: Report) -> tuple[Fact, ...]:
     taken = sum(row.samples for row in report.rows)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(study.created_at))
     state = "finished" if study.finished else "not finished, so this may change"
+    if not study.settings.watch_outside:
+        facts.append(Fact("noise", "outside signals were not watched: no sample is known to be undisturbed"))
     facts.append(Fact("study", f"{study.id}, started {when}, {state}; {taken} samples counted"))
     return tuple(facts)
 

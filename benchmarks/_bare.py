@@ -1,4 +1,4 @@
-"""The worker's loop with nothing around it: the engine, a clock, and a list of token times.
+"""The worker's loop with nothing around it: the engine, a clock, token times and ids.
 
 Reads a task from standard input: {"plan", "artifact", "prompts": [[ids]], "warmup": [ids], "warmup_tokens",
 "tokens", "cpus"}; prints latencies and peak memory by phase as JSON.
@@ -41,10 +41,11 @@ def main() -> None:
     latencies = []
     for prompt in task["prompts"]:
         gc.disable()
-        times = []
+        times, ids = [], []
         start = time.perf_counter()
-        for _ in engine.generate(prompt, task["tokens"]):
-            times.append(time.perf_counter() - start)  # noqa: PERF401  the worker's loop, line for line
+        for token in engine.generate(prompt, task["tokens"]):
+            times.append(time.perf_counter() - start)
+            ids.append(token)
         latencies.append(time.perf_counter() - start)
         gc.enable()
     print(json.dumps({"latency_s": latencies, "peak_bytes": max(load_peak, peak_bytes())}))

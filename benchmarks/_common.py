@@ -44,7 +44,7 @@ class Bench:
         if isinstance(artifact, tuple):
             raise SystemExit(f"{plan.id}: {artifact[0]}: {artifact[1]}")
         requests, warmup = self.ready.requests(plan.model), self.ready.warmup(plan.model)
-        cpus = pin(plan.threads, machine.usable_cpus())
+        cpus = pin(plan.threads, machine.preferred_cpus())
         return Trial(plan, artifact, round_, requests, warmup, cpus=cpus)
 
 
@@ -76,7 +76,7 @@ def header(checkpoints: Mapping[str, Checkpoint], tokens: int) -> str:
 
 def run_script(name: str, task: Mapping[str, Any], threads: int) -> dict[str, Any]:
     """Run a script beside this one in a fresh process, pinned as ours are; it prints one JSON object last."""
-    cpus = pin(threads, machine.usable_cpus())
+    cpus = pin(threads, machine.preferred_cpus())
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, str(HERE / name)]
     task = {**task, "cpus": list(cpus)}

@@ -52,6 +52,9 @@ def main() -> int:
     winners = [s.select().winner for s in (first, second)]
     names = [winner.plan.id if winner else "none" for winner in winners]
     print(json.dumps({"first": names[0], "second": names[1]}))
+    if names == ["none", "none"]:
+        print("neither study chose a plan: nothing to compare")
+        return 1
     if names[0] == names[1]:
         print("the same winner twice")
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -129,3 +130,20 @@ def test_other_users_may_open_the_lock(tmp_path: Path) -> None:
     with machine_lock(path=path):
         assert path.stat().st_mode & 0o777 == 0o666
         assert path.parent.stat().st_mode & 0o777 == 0o777
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink") or not hasattr(os, "O_NOFOLLOW"), reason="no symbolic links here")
+def test_a_link_planted_beside_the_lock_is_not_written_through(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "machine.lock"
+    victim.write_text("precious")
+    path.with_suffix(".holder.json").symlink_to(victim)
+    with machine_lock("study", path=path):
+        assert victim.read_text() == "precious"
+
+
+def test_no_lock_goes_on_where_the_lock_file_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    with machine_lock("study", path=tmp_path / "file" / "machine.lock", override=True, on_override=said.append) as held:
+        assert not held
+    assert len(said) == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferplan.machine import Machine, detect, library_versions, usable_cpus
+from inferplan.machine import Machine, detect, library_versions, preferred_cpus, usable_cpus
 
 X86 = (
     "processor : 0\nmodel name : Test CPU\nflags : fpu avx2 avx512_vnni amx_int8\n\n"
@@ -203,3 +203,19 @@ def test_any_affinity_list_counts_its_cpus(tmp_path_factory: pytest.TempPathFact
 def test_versions_leave_out_what_is_not_installed() -> None:
     found = library_versions(["psutil", "no-such-distribution"])
     assert list(found) == ["psutil"]
+
+
+def test_a_plan_takes_whole_cores_before_second_hardware_threads(tmp_path: Path) -> None:
+    usable = usable_cpus()
+    for cpu in usable:
+        topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{cpu // 2 * 2}-{cpu // 2 * 2 + 1}\n")
+    order = preferred_cpus(tmp_path)
+    cores = {cpu // 2 for cpu in usable}
+    assert sorted(order) == list(usable)
+    assert {cpu // 2 for cpu in order[: len(cores)]} == cores, "one CPU of every core comes first"
+
+
+def test_without_topology_every_cpu_is_a_core(tmp_path: Path) -> None:
+    assert preferred_cpus(tmp_path) == tuple(reversed(usable_cpus()))

@@ -115,7 +115,7 @@ def test_an_option_that_a_plan_cannot_have_is_unsupported(info: EngineInfo, arti
 def test_a_request_past_its_limit_is_cut_and_says_so(info: EngineInfo, artifact: Path) -> None:
     done = run(info, trial(artifact, tokens=50, options={"token_ms": 20.0}, cut_after_s=0.1))
     assert done.status == "ok"
-    assert all(s.cut and 0.1 < s.latency_s < 0.9 and s.output_tokens < 50 for s in done.samples)
+    assert all(s.cut and s.latency_s > 0.1 and 0 < s.output_tokens < 50 for s in done.samples)
     assert done.clean == ()
 
 

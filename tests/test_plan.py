@@ -70,6 +70,11 @@ def test_axes_multiply_and_repeated_values_do_not() -> None:
     assert len(space.plans) == 2 * 2 * 1 * 2 * 2
 
 
+def test_an_option_given_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="mmap is given twice"):
+        Space(("m",), options=(("mmap", (True,)), ("mmap", (False,))))
+
+
 def test_an_empty_axis_is_refused() -> None:
     with pytest.raises(InputError, match="models"):
         Space(())

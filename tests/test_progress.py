@@ -7,9 +7,9 @@ import threading
 from dataclasses import replace
 
 import pytest
+
 from factories import measurement, sample
 from fake_studies import study
-
 from inferplan.progress import Progress, Style, choose_style
 from inferplan.study import PlanDone, PlanStarted, SampleTaken, Study
 

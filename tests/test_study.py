@@ -230,9 +230,15 @@ def test_early_stop_cuts_at_the_loosest_latency_limit(store: Store) -> None:
     assert set(cuts) == {0.1, None}
 
 
+def test_more_rounds_go_on_where_a_finished_study_ended(store: Store) -> None:
+    done = run(begin(store, new_study()), store, replay(by_precision))
+    more = run(replace(done, settings=replace(done.settings, rounds=3)), store, replay(by_precision))
+    assert {m.round for m in more.measurements[len(done.measurements) :]} == {3}
+
+
 @pytest.mark.parametrize(("threads", "pinned"), [(1, (1,)), (2, (0, 1)), (4, ())])
 def test_a_plan_is_pinned_to_as_many_cpus_as_threads(threads: int, pinned: tuple[int, ...]) -> None:
-    assert study.pin(threads, (0, 1)) == pinned
+    assert study.pin(threads, (1, 0)) == pinned
 
 
 @pytest.mark.parametrize("bad", [{"rounds": 0}, {"retakes": -1}, {"request_timeout_s": 0.0}, {"load_timeout_s": -1.0}])

@@ -114,3 +114,11 @@ def test_a_cut_has_the_length_asked_for_and_goes_round(text: list[int], start: i
     assert len(ids) == length
     assert ids[0] == text[start % len(text)]
     assert ids[-1] == text[(start + length - 1) % len(text)]
+
+
+def test_long_prompts_come_back_whole(checkpoint: Checkpoint) -> None:
+    """Their ids outgrow the pipe between the two processes, which must not wait for each other."""
+    long = replace(checkpoint, context=None)
+    prompts = tuple(Prompt(text=f"{i} " + "a few words to say the same again " * 400) for i in range(10))
+    done = tokenize(long, Workload(prompts, 8))
+    assert sum(len(r.prompt_ids) for r in done.requests) > 20_000

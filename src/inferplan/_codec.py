@@ -60,10 +60,14 @@ def _decode(kind: Any, data: Any) -> Any:
         members = [arg for arg in args if arg is not type(None)]
         return _decode(members[0], data) if len(members) == 1 else data
     if origin is tuple:
+        if not isinstance(data, list | tuple):
+            raise TypeError(f"a list is needed, not {data!r}")
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_decode(args[0], item) for item in data)
         return tuple(_decode(arg, item) for arg, item in zip(args, data, strict=True))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(data, Mapping):
+            raise TypeError(f"an object is needed, not {data!r}")
         return {key: _decode(args[1], item) for key, item in data.items()}
     if kind is Path:
         return Path(data)

@@ -90,14 +90,18 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
         return tuple(directory / name for name in names)
     if (directory / "model.safetensors").is_file():
         return (directory / "model.safetensors",)
-    found = tuple(sorted(directory.glob("*.safetensors")))
-    if not found and (pickles := sorted(p for pattern in _PICKLES for p in directory.glob(pattern))):
+    if others := sorted(directory.glob("*.safetensors")):
+        raise ModelError(
+            f"{directory} has {others[0].name}, but neither model.safetensors nor {INDEX_FILE}, which are what engines "
+            "load. Save the model with save_pretrained, or merge an adapter into its model first."
+        )
+    if pickles := sorted(p for pattern in _PICKLES for p in directory.glob(pattern)):
         raise ModelError(
             f"{directory} has its weights only as a pickle ({pickles[0].name}), which can run code when it is loaded. "
             "Convert it to safetensors (load it with transformers where you trust it, then save_pretrained), "
             "or remove it to run with synthetic weights."
         )
-    return found
+    return ()
 
 
 def indexed_shards(index: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from types import FrameType
 
 from . import __version__
 from .errors import BusyError, InferplanError, InputError
+from .sla import METRICS
 
 EXIT_CODES = """\
 exit codes:
@@ -24,9 +25,10 @@ exit codes:
   3    no plan meets the SLA: the nearest one is named, with by how much it misses
   4    undecided with this many samples: what would settle it is named
   130  interrupted: what was measured is kept, and how to resume is shown
+  141  whoever read the output left before its end
 """
-_BENCHMARK_DEFAULT_SLA_MS = 1500.0
 _HELP_WIDTH = "100"
+_BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell has it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,7 +62,7 @@ def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
         return 1
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _BROKEN_PIPE
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
@@ -107,9 +109,8 @@ def build_benchmark_parser() -> argparse.ArgumentParser:
         "--sla_ms",
         "--sla-ms",
         type=float,
-        default=_BENCHMARK_DEFAULT_SLA_MS,
         metavar="MS",
-        help="limit on the median latency of a request, in milliseconds (default: %(default)g)",
+        help="limit on the median latency of a request, in milliseconds (default: 1500)",
     )
     _space_flags(parser, full=False)
     _workload_flags(parser)
@@ -168,7 +169,11 @@ def _add(commands: Commands, name: str, verb: str, text: str, epilog: str = "") 
 
 def _add_optimize(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add(
-        commands, "optimize", "optimize", "Measure a space of plans and choose the best one under an SLA.", EXIT_CODES
+        commands,
+        "optimize",
+        "optimize",
+        "Measure a space of plans and choose the best one under an SLA.",
+        f"{_metrics()}\n{EXIT_CODES}",
     )
     _sla_flag(parser)
     _space_flags(parser)
@@ -176,6 +181,12 @@ def _add_optimize(commands: Commands) -> None:  # type: ignore[valid-type]
     _objective_flags(parser)
     _run_flags(parser, store=False)
     _output_flags(parser)
+
+
+def _metrics() -> str:
+    """What an SLA can be about, from the one table of metrics."""
+    rows = "\n".join(f"  {name:<13}{metric.op}  {metric.help}" for name, metric in METRICS.items())
+    return f"metrics of --sla:\n{rows}\n"
 
 
 def _add_plans(commands: Commands) -> None:  # type: ignore[valid-type]
@@ -320,7 +331,6 @@ def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool
     group.add_argument(
         "--rounds",
         type=int,
-        default=2,
         metavar="N",
         help="fresh processes a plan, interleaved (default: 2); the "
         "first for every plan, further ones for those that could still be chosen",
@@ -339,7 +349,10 @@ def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool
         help="auto: the hub, else packaged, else synthetic weights; hub: nothing else; synthetic: no network",
     )
     group.add_argument(
-        "--trust-remote-code", action="store_true", help="run a model's own Python code: it can do anything"
+        "--trust-remote-code",
+        action="store_true",
+        help="accept a model that brings Python code of its own, and let it run where its weights are made: it can "
+        "do anything you can. The transformers engine still uses the library's own class of that architecture",
     )
     group.add_argument(
         "--request-timeout", type=float, default=600.0, metavar="S", help="a longer request is a hang (default: 600)"
@@ -360,7 +373,12 @@ def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool
             "--store", metavar="PATH", help="file that keeps the studies (default: in the user's data directory)"
         )
     if resume:
-        group.add_argument("--resume", metavar="STUDY", help="go on with a study: its id, the start of it, or `latest`")
+        group.add_argument(
+            "--resume",
+            metavar="STUDY",
+            help="go on with a study (its id, the start of it, or `latest`); of the other "
+            "flags, those of the SLA, the choice, --rounds and --all-rounds may be given anew",
+        )
 
 
 def _output_flags(parser: argparse.ArgumentParser, out_default: str | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -25,27 +26,34 @@ from .cost import Prices, read_prices
 from .engines import HIDDEN, engine_names
 from .engines.base import EngineInfo
 from .errors import InputError, StoreError
+from .models import Checkpoint
 from .plan import OptionValue, Plan, Space, option_value
 from .progress import Progress, choose_style
 from .selection import SLA, Objective, parse_sla
 from .store import Store, store_path
-from .study import Settings, Study, check_resumable, load, new_id, run, save_header
+from .study import Settings, Study, check_resumable, load, new_id, run, save_header, study_of
 from .workload import Prompt, Workload, parse_prompts, read_prompts
 
 Arguments = argparse.Namespace
 Tell = Callable[[str], None]
 
+_SLA_MS = 1500.0  # of benchmark.py, when it is not given one
+_PROMPTS_HERE = "prompts.txt"  # what benchmark.py reads from where it is run, when it is there
+_ROUNDS = 2
+
 
 def benchmark(arguments: Arguments) -> int:
     """`benchmark.py`: the full space under one limit on the median latency."""
-    return _search(arguments, SLA.from_p50_ms(arguments.sla_ms))
+    if arguments.prompts is None and arguments.prompt_tokens is None and Path(_PROMPTS_HERE).is_file():
+        arguments.prompts = _PROMPTS_HERE
+    return _search(arguments, SLA.from_p50_ms(_SLA_MS if arguments.sla_ms is None else arguments.sla_ms))
 
 
 def optimize(arguments: Arguments) -> int:
     """`inferplan optimize`."""
     if arguments.sla is None and arguments.resume is None:
         raise InputError('give at least one --sla, such as --sla "p50<=1500ms"')
-    return _search(arguments, parse_sla(arguments.sla) if arguments.sla else None)
+    return _search(arguments, _new_sla(arguments))
 
 
 def bench(arguments: Arguments) -> int:
@@ -149,6 +157,9 @@ def import_(arguments: Arguments) -> int:
         raise InputError(f"{str(arguments.file)!r} cannot be read: {err.strerror}") from None
     except ValueError as err:
         raise InputError(f"{str(arguments.file)!r} is not a study that `inferplan export` wrote: {err}") from None
+    header = data.get("header") if isinstance(data, dict) else None
+    if isinstance(header, dict):
+        study_of(str(data.get("id")), header)  # before it is let in: a header that cannot be read stays out
     with Store(store_path(arguments.store)) as store:
         print(store.import_study(data))
     return 0
@@ -175,31 +186,23 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             print(text, file=sys.stderr, flush=True)
 
     with Store(path) as store:
-        study, infos = (
-            _resumed(store, arguments, tell)
-            if arguments.resume
-            else _begun(arguments, sla, space or _space(arguments), tell)
-        )
+        if arguments.resume:
+            study, infos = _resumed(store, arguments)
+        else:
+            study, infos = _begun(arguments, sla, space or _space(arguments))
         if arguments.out is not None:
             _check_writable(Path(arguments.out))
-        ready = prepare.prepare(study.checkpoints, study.workload, study.plans, infos, tell)
-        save_header(store, study)
-        progress = Progress(study, style)
-        warn = progress.tell if not arguments.quiet else (lambda text: print(text, file=sys.stderr))
+        # From here on there is work for all cores, and another study's timings must not pay for it.
         with locks.machine_lock(
-            study.id, wait=arguments.wait, override=arguments.no_lock, on_wait=tell, on_override=warn
+            study.id, wait=arguments.wait, override=arguments.no_lock, on_wait=tell, on_override=_warn
         ):
-            outside = study.settings.watch_outside
-            watch = measure.Watch(
-                cores=study.machine.cores_granted,
-                machine_cores=study.machine.cores_logical,
-                canary=validity.Canary() if outside else None,
-                private=study.settings.private,
-                judge=outside,
-            )
+            study = replace(study, checkpoints=_checkpoints(study, infos, tell), finished=False)
+            ready = prepare.prepare(study.checkpoints, study.workload, study.plans, infos, tell)
+            save_header(store, study)
+            progress = Progress(study, style)
             try:
                 with progress.showing():
-                    study = run(study, store, ready, infos, watch=watch, notify=progress)
+                    study = run(study, store, ready, infos, watch=_watch(study), notify=progress)
             except KeyboardInterrupt:
                 return _interrupted(store, study.id, arguments)
             except StoreError:
@@ -208,38 +211,45 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
     return _answer(study, arguments)
 
 
-def _begun(arguments: Arguments, sla: SLA | None, space: Space, tell: Tell) -> tuple[Study, dict[str, EngineInfo]]:
-    """A new study from arguments; everything that can be wrong with them is found here."""
-    assert sla is not None, "a new study needs an SLA"
-    workload, settings = _workload(arguments), _settings(arguments)
-    objective, prices = _objective(arguments, Objective()), _prices(arguments, Prices())
-    infos = prepare.describe_engines(space.engines)
-    rejected = prepare.rejected(space, infos)
-    if settings.trust_remote_code:
-        tell("warning: --trust-remote-code runs Python code that comes with the model; it can do anything you can")
-    checkpoints = prepare.resolve_models(
-        space, infos, weights=settings.weights, trust_remote_code=settings.trust_remote_code, tell=tell
+def _warn(text: str) -> None:
+    """A warning is said whatever was asked to be quiet."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _watch(study: Study) -> measure.Watch:
+    outside = study.settings.watch_outside
+    return measure.Watch(
+        cores=study.machine.cores_granted,
+        machine_cores=study.machine.cores_logical,
+        canary=validity.Canary() if outside else None,
+        private=study.settings.private,
+        judge=outside,
     )
+
+
+def _begun(arguments: Arguments, sla: SLA | None, space: Space) -> tuple[Study, dict[str, EngineInfo]]:
+    """A new study from arguments; what is wrong with them is found here, before anything heavy."""
+    assert sla is not None, "a new study needs an SLA"
+    infos = prepare.describe_engines(space.engines)
     now = time.time()
     study = Study(
         id=new_id(now),
         created_at=now,
         space=space,
-        workload=workload,
+        workload=_workload(arguments),
         sla=sla,
-        objective=objective,
+        objective=_objective(arguments, Objective()),
         machine=machine.detect(),
-        settings=settings,
-        checkpoints=checkpoints,
-        prices=prices,
+        settings=_settings(arguments),
+        prices=_prices(arguments, Prices()),
         libraries=prepare.libraries(infos),
-        rejected=rejected,
+        rejected=prepare.rejected(space, infos),
     )
     return study, infos
 
 
-def _resumed(store: Store, arguments: Arguments, tell: Tell) -> tuple[Study, dict[str, EngineInfo]]:
-    """A study from the store, if this machine and these versions may go on with it."""
+def _resumed(store: Store, arguments: Arguments) -> tuple[Study, dict[str, EngineInfo]]:
+    """A study from the store, if this machine and these versions may go on with it, with new terms where given."""
     study = load(store, arguments.resume)
     infos = prepare.describe_engines(study.space.engines)
     check_resumable(study, machine.detect(), prepare.libraries(infos))
@@ -251,6 +261,37 @@ def _resumed(store: Store, arguments: Arguments, tell: Tell) -> tuple[Study, dic
                 "--max_new_tokens as when it began to go on with it"
             )
         study = replace(study, workload=given)
+    rounds = study.settings.rounds if arguments.rounds is None else arguments.rounds
+    every = study.settings.all_rounds or arguments.all_rounds
+    return replace(
+        study,
+        sla=_new_sla(arguments) or study.sla,
+        objective=_objective(arguments, study.objective),
+        prices=_prices(arguments, study.prices),
+        settings=replace(study.settings, rounds=rounds, all_rounds=every),
+    ), infos
+
+
+def _new_sla(arguments: Arguments) -> SLA | None:
+    """The SLA that was given on the command line, of either command."""
+    if getattr(arguments, "sla_ms", None) is not None:
+        return SLA.from_p50_ms(arguments.sla_ms)
+    return parse_sla(arguments.sla) if getattr(arguments, "sla", None) else None
+
+
+def _checkpoints(study: Study, infos: dict[str, EngineInfo], tell: Tell) -> tuple[Checkpoint, ...]:
+    """The study's models, resolved; on resuming, the very weights that it began with.
+
+    Raises:
+        InputError: the weights that a resumed study began with are not to be had any more.
+    """
+    kept = [c for c in study.checkpoints if c.provenance != "local" and (c.path / "config.json").is_file()]
+    if study.checkpoints:
+        tell(f"resuming study {study.id}: {len(study.measurements)} processes so far")
+    if kept and len(kept) == len(study.checkpoints):
+        return study.checkpoints  # in our cache or the hub's: named by content, so they are what they were
+    if study.settings.trust_remote_code:
+        _warn("--trust-remote-code accepts models that bring Python code of their own; it can do anything you can")
     resolved = prepare.resolve_models(
         study.space,
         infos,
@@ -259,11 +300,12 @@ def _resumed(store: Store, arguments: Arguments, tell: Tell) -> tuple[Study, dic
         tell=tell,
     )
     was = {checkpoint.name: checkpoint.content_hash for checkpoint in study.checkpoints}
-    if changed := [c.name for c in resolved if c.content_hash != was.get(c.name)]:
-        raise InputError(f"the weights of {', '.join(changed)} are not those that study {study.id} began with")
-    done = sum(m.status != "interrupted" for m in study.measurements)
-    tell(f"resuming study {study.id}: {done} processes measured")
-    return replace(study, checkpoints=resolved, finished=False), infos
+    if changed := [c.name for c in resolved if was and c.content_hash != was.get(c.name)]:
+        raise InputError(
+            f"the weights of {', '.join(changed)} are not those that study {study.id} began with, and those are gone "
+            "from the cache: start a new study"
+        )
+    return resolved
 
 
 def _answer(study: Study, arguments: Arguments) -> int:
@@ -312,8 +354,13 @@ def _interrupted(store: Store, id: str, arguments: Arguments) -> int:
 
 
 def _how_to_resume(id: str, arguments: Arguments) -> str:
-    store = f" --store {arguments.store}" if arguments.store else ""
-    return f"interrupted; what was measured is kept. Go on with: inferplan optimize --resume {id}{store}"
+    names = ["store", "out"]
+    if arguments.private:
+        names += ["prompts", "prompt_tokens", "max_new_tokens"]  # kept as hashes only, so they must be given again
+    given = [(name.replace("_", "-"), getattr(arguments, name)) for name in names]
+    flags = [f"--{name} {shlex.quote(str(value))}" for name, value in given if value]
+    command = " ".join([shlex.quote(sys.executable), "-m inferplan optimize --resume", id, *flags])
+    return f"interrupted; what was measured is kept. Go on with: {command}"
 
 
 def _report(study: Study) -> report.Report:
@@ -366,7 +413,7 @@ def _counts(text: str) -> Sequence[int]:
 
 def _settings(arguments: Arguments) -> Settings:
     return Settings(
-        rounds=arguments.rounds,
+        rounds=_ROUNDS if arguments.rounds is None else arguments.rounds,
         all_rounds=arguments.all_rounds,
         early_stop=arguments.early_stop,
         private=arguments.private,

@@ -30,6 +30,8 @@ GATE_FAILED = 1
 
 Key = tuple[str, int]  # what makes two requests the same: hash of the prompt, tokens asked for
 
+_MIN_PROCESSES = 2  # fewer show no spread: the range would be a point
+
 
 @dataclass(frozen=True, slots=True)
 class ComparedMetric:
@@ -288,7 +290,11 @@ def _memory(first: PlanResult, second: PlanResult) -> Change:
     one, two = first.peak_bytes_by_process, second.peak_bytes_by_process
     if not one or not two:
         return Change("peak_rss", None, None, Ratio(None, None, None, 0), "processes", "peak memory is not known")
-    ratio = Ratio(max(two) / max(one), min(two) / max(one), max(two) / min(one), min(len(one), len(two)))
+    value, seen = max(two) / max(one), min(len(one), len(two))
+    if seen < _MIN_PROCESSES:
+        missing = f"one process has no range; it takes {_MIN_PROCESSES} in both studies"
+        return Change("peak_rss", max(one), max(two), Ratio(value, None, None, seen), "processes", missing)
+    ratio = Ratio(value, min(two) / max(one), max(two) / min(one), seen)
     return Change("peak_rss", max(one), max(two), ratio, "processes")
 
 

@@ -88,10 +88,14 @@ def machine_lock(
         _make_directory(path.parent)
         held = _acquire(lock, path, wait, override, on_wait, on_override)
     except OSError as error:
-        raise BusyError(
-            f"the lock file {path} cannot be used ({error}). Make it writable, "
-            "or measure without the lock with --no-lock when nothing else runs here."
-        ) from error
+        if not override:
+            raise BusyError(
+                f"the lock file {path} cannot be used ({error}). Make it writable, "
+                "or measure without the lock with --no-lock when nothing else runs here."
+            ) from error
+        held = False
+        if on_override:
+            on_override(f"the lock file {path} cannot be used ({error}): another study may run beside this one")
     try:
         if held:
             _write_side(path, Holder(os.getpid(), study, time.time()))
@@ -149,6 +153,9 @@ def _side(path: Path) -> Path:
 def _write_side(path: Path, who: Holder) -> None:
     # A courtesy to others: the lock holds without it, so a side file that cannot be written is no failure.
     with contextlib.suppress(OSError):
-        side = _side(path)
-        side.write_text(json.dumps(encode(who)), encoding="utf-8")
-        side.chmod(_WORLD)
+        # O_NOFOLLOW: the directory is everybody's, and a link planted there must not be written through.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(_side(path), flags, _WORLD), "w", encoding="utf-8") as side:
+            side.write(json.dumps(encode(who)))
+            if hasattr(os, "fchmod"):
+                os.fchmod(side.fileno(), _WORLD)  # open's own mode is cut by the umask

@@ -119,6 +119,21 @@ def usable_cpus() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
+def preferred_cpus(root: Path = ROOT) -> tuple[int, ...]:
+    """The CPUs of `usable_cpus` in the order in which a plan should take them.
+
+    One CPU of every core comes before the second of any: two hardware threads of
+    one core do not make two cores. The last core comes first, because the kernel
+    likes to serve interrupts on the first.
+    """
+    cores: dict[str, list[int]] = {}
+    for cpu in reversed(usable_cpus()):
+        siblings = _text(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.setdefault(siblings or str(cpu), []).append(cpu)
+    deepest = max(map(len, cores.values()))
+    return tuple(group[level] for level in range(deepest) for group in cores.values() if level < len(group))
+
+
 def library_versions(names: Iterable[str]) -> dict[str, str]:
     """Installed version by distribution name; names that are not installed are left out."""
     found = {}

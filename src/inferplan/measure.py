@@ -31,6 +31,9 @@ from .plan import Plan
 
 SAMPLING_HZ = 4.0  # a look at /proc/PID/status costs some 50 us: 0.02% of one core at this rate
 _GRACE_S = 5.0  # to close by itself before it is killed
+_DESCRIBE_TIMEOUT_S = 120.0  # on a cold disk an engine's imports take tens of seconds
+_CONVERT_TIMEOUT_S = 3600.0
+_TIMED_OUT = 124  # as timeout(1) has it
 _STDERR_TAIL = 600  # characters of standard error kept as the reason of a crash
 
 Keep = Callable[[Sample], None]
@@ -82,7 +85,7 @@ def describe(engine: str, interpreter: Sequence[str] = (sys.executable,)) -> Eng
     An engine that cannot even describe itself is one that lacks itself, with the reason.
     """
     command = [*interpreter, "-m", "inferplan.worker", "--describe", engine]
-    done = subprocess.run(command, env=worker_environment(), capture_output=True, text=True, timeout=120, check=False)
+    done = _told(command, None, _DESCRIBE_TIMEOUT_S)
     try:
         return decode(EngineInfo, json.loads(done.stdout))
     except (ValueError, TypeError):
@@ -94,7 +97,7 @@ def recipe(plan: Plan, checkpoint: str, interpreter: Sequence[str] = (sys.execut
     """Code and environment that run `plan` with its engine alone, or None where the engine offers none."""
     command = [*interpreter, "-m", "inferplan.worker", "--recipe"]
     task = json.dumps({"plan": encode(plan), "checkpoint": checkpoint}) + "\n"
-    done = subprocess.run(command, env=worker_environment(), input=task, capture_output=True, text=True, check=False)
+    done = _told(command, task, _DESCRIBE_TIMEOUT_S)
     try:
         text: str | None = json.loads(done.stdout)["recipe"]
     except (ValueError, KeyError):
@@ -103,12 +106,18 @@ def recipe(plan: Plan, checkpoint: str, interpreter: Sequence[str] = (sys.execut
 
 
 def convert(
-    plan: Plan, checkpoint: Path, out: Path, interpreter: Sequence[str] = (sys.executable,)
+    plan: Plan,
+    checkpoint: Path,
+    out: Path,
+    interpreter: Sequence[str] = (sys.executable,),
+    timeout_s: float = _CONVERT_TIMEOUT_S,
 ) -> tuple[Status, str]:
     """Make the artifact of `plan` in a process of its own: `("ok", "")`, or how and why it failed."""
     command = [*interpreter, "-m", "inferplan.worker", "--convert"]
     task = json.dumps({"plan": encode(plan), "checkpoint": str(checkpoint), "out": str(out)}) + "\n"
-    done = subprocess.run(command, env=worker_environment(), input=task, capture_output=True, text=True, check=False)
+    done = _told(command, task, timeout_s)
+    if done.returncode == _TIMED_OUT:
+        return "timeout", f"conversion: still running after {timeout_s:g} s; killed"
     try:
         answer = json.loads(done.stdout)
     except ValueError:
@@ -117,6 +126,22 @@ def convert(
     if answer["event"] == "failed":
         return answer["status"], answer["reason"]
     return "ok", ""
+
+
+def _told(command: Sequence[str], task: str | None, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """What a worker that answers once has said; a worker that hangs is killed and ends with `_TIMED_OUT`."""
+    try:
+        return subprocess.run(
+            command,
+            env=worker_environment(),
+            input=task,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, _TIMED_OUT, "", f"no answer after {timeout_s:g} s")
 
 
 def measure(trial: Trial, info: EngineInfo, watch: Watch, keep: Keep = lambda sample: None) -> Measurement:
@@ -222,6 +247,7 @@ class _Child:
         self._file: int | None = None
         self._load_peak: int | None = None
         self._generate_peak: int | None = None
+        self._phase_peak = 0  # the largest mark seen in this phase: where there is no mark, of what was sampled
         self._method = "VmHWM"
         self._started = time.perf_counter()
         self._process = subprocess.Popen(
@@ -253,9 +279,10 @@ class _Child:
         record.load_s = float(answer["load_s"])
         record.actual = decode(Actual, answer["actual"])
         record.libraries = answer["libraries"]
-        self._load_peak = self._look().peak_bytes
-        if not procmem.reset_peak(self._process.pid):
-            self._method += ", not reset between load and generate"
+        self._look()
+        self._load_peak, self._phase_peak = self._phase_peak, 0
+        if not procmem.reset_peak(self._process.pid) and self._method.startswith("VmHWM"):
+            self._method = "VmHWM, not reset between load and generate"
 
     def generate(self, request: Request, cut_after_s: float | None) -> Sample:
         """Send one request and wait for its sample."""
@@ -263,7 +290,8 @@ class _Child:
         self._send({**task, "cut_after_s": cut_after_s})
         answer = self._receive(self._trial.request_timeout_s, "generating")
         ids = tuple(answer["output_ids"])
-        self._generate_peak = max(self._look().peak_bytes, self._generate_peak or 0)
+        self._look()
+        self._generate_peak = self._phase_peak
         return Sample(
             index=request.index,
             started_at=answer["started_at"],
@@ -338,14 +366,19 @@ class _Child:
                 continue
             if line is None:
                 raise self._ended(doing)
-            message: dict[str, Any] = json.loads(line)
+            try:
+                message: dict[str, Any] = json.loads(line)
+            except ValueError:  # killed in the middle of a line
+                raise self._ended(doing) from None
             if message["event"] == "failed":
                 raise _WorkerEnded(message["status"], message["reason"])
             return message
 
     def _look(self) -> procmem.TreeMemory:
         seen = procmem.read_memory(self._process.pid)
-        self._method = seen.method if not self._method.startswith(seen.method) else self._method
+        self._phase_peak = max(self._phase_peak, seen.peak_bytes)
+        if not self._method.startswith(seen.method):
+            self._method = seen.method
         if seen.anonymous_bytes is not None and seen.file_bytes is not None:
             self._anonymous = max(self._anonymous or 0, seen.anonymous_bytes)
             self._file = max(self._file or 0, seen.file_bytes)

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,12 +318,17 @@ def run_command(module: str, task: dict[str, Any], notify: Notify) -> Any:
             with contextlib.suppress(BrokenPipeError):  # it died at once: its exit status says more
                 child.stdin.write(json.dumps(task))
                 child.stdin.close()
+            # Read beside the other: a long answer fills its pipe, and each would wait for the other for ever.
+            answers: list[str] = []
+            reader = threading.Thread(target=lambda out: answers.append(out.read()), args=(child.stdout,), daemon=True)
+            reader.start()
             for line in child.stderr:
                 if line.startswith(PROGRESS):
                     notify(line.removeprefix(PROGRESS).rstrip())
                 elif line.strip():
                     tail = line.strip()
-            text = child.stdout.read()
+            reader.join()
+            text = "".join(answers)
         except BaseException:
             child.kill()
             raise

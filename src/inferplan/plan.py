@@ -129,6 +129,9 @@ class Space:
             if not values:
                 raise InputError(f"the space has no {axis}: give at least one")
             object.__setattr__(self, axis, tuple(dict.fromkeys(values)))
+        names = [name for name, _ in self.options]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"option {repeated[0]} is given twice: give all its values at once, {repeated[0]}=V1,V2")
         bad = [n for n in self.threads if n < 1]
         if bad:
             raise InputError(f"threads must be at least 1, not {bad[0]}")

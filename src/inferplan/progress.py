@@ -74,10 +74,13 @@ class Progress:
         """Something to say once, between requests."""
         if self._style == "quiet":
             return
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=self._stream, flush=True)
+        try:
+            if self._live is not None:
+                self._live.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # nobody reads the progress any more; the study is not about that
+            self._style = "quiet"
 
     def __call__(self, event: Event) -> None:
         """Take in one event of `study.run` and draw what it changes."""

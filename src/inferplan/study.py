@@ -19,7 +19,7 @@ from ._codec import decode, encode
 from .cost import Prices
 from .engines.base import EngineInfo
 from .errors import InputError, StoreError
-from .machine import Machine, usable_cpus
+from .machine import Machine, preferred_cpus
 from .measurement import Measurement, Request, Sample, Status, Trial
 from .models import Checkpoint
 from .plan import Plan, Space
@@ -197,17 +197,26 @@ def load(store: Store, id: str) -> Study:
         StoreError: its header cannot be read.
     """
     found = store.find_study(id)
-    header = store.header(found)
+    study = study_of(found, store.header(found))
+    finished = next(row.finished for row in store.list_studies() if row.id == found)
+    return replace(study, measurements=store.measurements(found), finished=finished)
+
+
+def study_of(found: str, header: Mapping[str, Any]) -> Study:
+    """The study that a header tells of, without its measurements.
+
+    Raises:
+        StoreError: it is of another schema, or damaged.
+    """
+    header = dict(header)
     if (schema := header.pop("schema", None)) != SCHEMA:
         raise StoreError(
             f"study {found} has schema {schema!r}; this inferplan reads {SCHEMA}: use the one that wrote it"
         )
     try:
-        study = decode(Study, header)
-    except (TypeError, KeyError, ValueError) as err:
+        return decode(Study, header)
+    except (TypeError, KeyError, ValueError, AttributeError) as err:
         raise StoreError(f"study {found} cannot be read: {err}") from err
-    finished = next(row.finished for row in store.list_studies() if row.id == found)
-    return replace(study, measurements=store.measurements(found), finished=finished)
 
 
 def check_resumable(study: Study, machine: Machine, libraries: Mapping[str, str]) -> None:
@@ -315,7 +324,7 @@ def _trial(study: Study, ready: Ready, plan: Plan, round_: int, artifact: Path) 
         cut_after_s=cut_after_s(study.sla) if settings.early_stop else None,
         request_timeout_s=settings.request_timeout_s,
         load_timeout_s=settings.load_timeout_s,
-        cpus=pin(plan.threads, usable_cpus()),
+        cpus=pin(plan.threads, preferred_cpus()),
         retakes=settings.retakes,
     )
 
@@ -326,8 +335,5 @@ def cut_after_s(sla: SLA) -> float | None:
 
 
 def pin(threads: int, cpus: Sequence[int]) -> tuple[int, ...]:
-    """CPUs for a plan: as many as threads where there are so many, the last ones first.
-
-    The kernel likes to serve interrupts on the first; an oversubscribed plan is not pinned.
-    """
-    return tuple(sorted(cpus)[-threads:]) if threads <= len(cpus) else ()
+    """CPUs for a plan: the first of `cpus`, as many as threads; none when it is oversubscribed."""
+    return tuple(sorted(cpus[:threads])) if threads <= len(cpus) else ()

@@ -134,7 +134,7 @@ def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Jud
     safe, sure = (estimate.upper, estimate.lower) if sign > 0 else (estimate.lower, estimate.upper)
     within = safe is not None and sign * safe <= sign * limit
     against = _disagreeing(result, metric, limit, q, sign) if within else ""
-    all_cut = bool(cut) and not values and min(cut) >= limit
+    all_cut = bool(cut) and not values and min(cut) >= limit and sure is not None
     verdict: Verdict = "undecided"
     if all_cut or (sure is not None and sign * sure > sign * limit):
         verdict = "misses"

@@ -14,8 +14,6 @@ from typing import Any
 
 from .errors import WorkloadError
 
-MIN_PROMPTS = 5  # below this no two-sided 95% interval on a median exists after two rounds of one prompt each
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from ..errors import Unsupported
+
 _ROUND = 64  # capacity grows in steps, so that prompts of similar length share one buffer
 
 
@@ -72,6 +74,11 @@ class Loop:
     def __init__(self, model: Any, kv_cache: bool) -> None:
         self._model, self._kv_cache = model, kv_cache
         accepted = inspect.signature(type(model).forward).parameters
+        if kv_cache and "past_key_values" not in accepted:  # a state of another kind would be lost in silence
+            raise Unsupported(
+                f"{model.config.model_type} keeps no key-value cache that this engine can drive: "
+                "use it with the KV cache off"
+            )
         self._fixed: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._takes_positions = "position_ids" in accepted
         self._cache: Any = None

@@ -86,6 +86,9 @@ def _fill_buffers(model: Any) -> None:
             fill = float("nan") if buffer.is_floating_point() else 0
             module._buffers[name] = torch.full(buffer.shape, fill, dtype=buffer.dtype)
         model._init_weights(module)
+        for name in empty:
+            if torch.isnan(module._buffers[name]).any():
+                raise Unsupported(f"{model.config.model_type} has a buffer, {name}, that its own rule does not fill")
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,10 @@ class TransformersEngine:
             )
         return self._loop.tokens(prompt, max_tokens)
 
+    def native_recipe(self, plan: Plan, checkpoint: str) -> str:
+        """A Python script that runs `plan` with torch and transformers alone; see the function of that name."""
+        return native_recipe(plan, checkpoint)
+
     def close(self) -> None:
         """Give the model's memory and files back."""
         self.model = self._loop = None

@@ -11,7 +11,7 @@ import pytest
 from factories import measurement, sample
 from fake_studies import study
 from inferplan.progress import Progress, Style, choose_style
-from inferplan.study import PlanDone, PlanStarted, SampleTaken, Study
+from inferplan.study import Event, PlanDone, PlanStarted, SampleTaken, Study
 
 
 class Terminal(io.StringIO):
@@ -30,16 +30,17 @@ def played(style: Style, stream: io.StringIO) -> list[int]:
     first = replace(bare, measurements=(done,))
     second = replace(bare, measurements=(done, failed))
     progress = Progress(bare, style, stream)
+    events: list[Event] = [
+        PlanStarted(plan, 1, 3),
+        *(SampleTaken(plan, 1, sample(i, 0.1)) for i in range(6)),
+        PlanDone(done, first),
+        PlanStarted(bare.plans[1], 1, 2),
+        PlanDone(failed, second),
+    ]
     lengths = []
     with progress.showing():
         threads = threading.active_count()
-        for event in (
-            PlanStarted(plan, 1, 3),
-            *(SampleTaken(plan, 1, sample(i, 0.1)) for i in range(6)),
-            PlanDone(done, first),
-            PlanStarted(bare.plans[1], 1, 2),
-            PlanDone(failed, second),
-        ):
+        for event in events:
             progress(event)
             lengths.append(len(stream.getvalue()))
         progress.tell("a note")

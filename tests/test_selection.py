@@ -262,9 +262,14 @@ def test_a_process_too_small_for_its_own_p95_still_has_a_say() -> None:
 
 
 def test_a_plan_whose_every_request_was_cut_beyond_the_limit_misses() -> None:
-    found = verdict(PlanResult(A, (measurement(A, [1.6, 1.7], cut=[0, 1]),)), "p50<=1500ms")
+    found = verdict(PlanResult(A, (measurement(A, [1.6, 1.7, 1.7, 1.7, 1.7], cut=range(5)),)), "p50<=1500ms")
     assert found.verdict == "misses"
     assert found.margin == pytest.approx(1 - 1.6 / 1.5)
+
+
+def test_two_cut_requests_are_too_few_to_show_a_miss() -> None:
+    found = verdict(PlanResult(A, (measurement(A, [1.6, 1.7], cut=[0, 1]),)), "p50<=1500ms")
+    assert found.verdict == "undecided"
 
 
 def test_requests_cut_before_the_limit_show_nothing() -> None:

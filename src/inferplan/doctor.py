@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import artifacts
 from .bandwidth import Bandwidth, read_bandwidth
-from .engines.base import EngineInfo
+from .engines.base import Axis, EngineInfo
 from .errors import EngineError
 from .machine import ROOT, Machine, detect, library_versions, show_cores
 from .store import store_path
@@ -43,6 +43,7 @@ class EngineHealth:
     precisions: tuple[str, ...]
     lacks: Mapping[str, str]
     reason: str = ""
+    axes: tuple[Axis, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def _health(name: str, said: EngineInfo | str) -> EngineHealth:
         return EngineHealth(name, "", (), {}, said)
     whole = said.lacks.get("engine", "")
     lacks = {key: why for key, why in said.lacks.items() if key != "engine"}
-    return EngineHealth(name, said.version, () if whole else said.precisions, lacks, whole)
+    return EngineHealth(name, said.version, () if whole else said.precisions, lacks, whole, said.axes)
 
 
 def _rates(machine: Machine) -> tuple[tuple[Bandwidth, ...], tuple[Caution, ...]]:
@@ -324,7 +325,8 @@ def _engine(engine: EngineHealth) -> str:
     if engine.reason:
         return f"does not work here: {engine.reason}"
     lacks = "".join(f"; lacks {name}: {why}" for name, why in engine.lacks.items())
-    return f"{engine.version}, {' '.join(engine.precisions)}{lacks}"
+    axes = "".join(f"; --option {axis.name}={','.join(map(str, axis.values))}" for axis in engine.axes)
+    return f"{engine.version}, {' '.join(engine.precisions)}{axes}{lacks}"
 
 
 def _size(size: int | None) -> str:

@@ -132,8 +132,9 @@ class Progress:
             title += " (synthetic weights)"
         caption = ", ".join(filter(None, [self._eta(), f"{self._disturbed} disturbed samples" * bool(self._disturbed)]))
         table = Table(title=Text(title), caption=Text(caption), expand=False)
-        for heading in ("plan", "state", "p50", "tokens/s", "peak memory"):
-            table.add_column(heading, justify="left" if heading in ("plan", "state") else "right", no_wrap=True)
+        table.add_column("plan", no_wrap=True, overflow="ellipsis", min_width=12)  # gives way on a narrow terminal
+        for heading, width in (("state", 21), ("p50", 9), ("tokens/s", 8), ("peak memory", 11)):
+            table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True, min_width=width)
         for plan in self._study.plans:
             result = self._results.get(plan) or PlanResult(plan, ())
             state, style = self._state(result)

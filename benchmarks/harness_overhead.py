@@ -1,33 +1,41 @@
 """What measuring costs: requests inside a live study against the same loop run bare.
 
-A round is one process of each side, in turn: a study of one plan (worker, parent saving every sample to a
-store on disk and drawing a live table on a terminal), and the bare loop (`_bare.py`). Prints the ratio of
-request latencies paired by round and prompt, the ratio of peak memory, and what a study's process costs
-beyond its requests.
+Twice, because processes of one plan differ by more than what is looked for:
+
+- Within one process: every request is sent twice, once as in a study (canary, counters, memory sampled while it
+  runs, the sample saved to a store on disk, a live table drawn on a terminal) and once by a parent that only waits
+  for the answer; which comes first alternates. Prints the ratio of latencies paired by request.
+- Between processes: a round is a study of one plan and the bare loop (`_bare.py`), in turn. Prints the ratio of
+  latencies paired by round and prompt, the ratio of peak memory, and what a study's process costs beyond its
+  requests.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pty
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from _common import MIB, Bench, Key, header, latencies, make_ready, ratio_of, run_script, say, show_ratio
 
 from inferplan import machine, measure, validity
 from inferplan._codec import encode
-from inferplan.measurement import Measurement
+from inferplan.measurement import Measurement, Request
 from inferplan.plan import Plan, Space
 from inferplan.progress import Progress
 from inferplan.search import Proposal
 from inferplan.selection import SLA, Objective
 from inferplan.store import Store
-from inferplan.study import Settings, Study, new_id, run, save_header
+from inferplan.study import PlanStarted, SampleTaken, Settings, Study, new_id, run, save_header
 from inferplan.workload import Prompt, Workload
 
 
@@ -48,11 +56,11 @@ class Once:
         return int(self._next is not None)
 
 
-def in_a_study(bench: Bench, plan: Plan, round_: int, tokens: int, store: Store, watch: measure.Watch) -> Measurement:
-    """One process of `plan` in a study, drawn live on a pseudo-terminal."""
+def one_plan(bench: Bench, plan: Plan, tokens: int) -> Study:
+    """A study of `plan` alone."""
     count = len(bench.ready.requests(plan.model))
     now = time.time()
-    study = Study(
+    return Study(
         id=new_id(now),
         created_at=now,
         space=Space((plan.model,), (plan.engine,), (plan.precision,), (plan.threads,), (plan.kv_cache,)),
@@ -63,11 +71,14 @@ def in_a_study(bench: Bench, plan: Plan, round_: int, tokens: int, store: Store,
         settings=Settings(rounds=1, retakes=0),
         checkpoints=(bench.checkpoints[plan.model],),
     )
+
+
+def in_a_study(bench: Bench, plan: Plan, round_: int, tokens: int, store: Store, watch: measure.Watch) -> Measurement:
+    """One process of `plan` in a study, drawn live on a pseudo-terminal."""
+    study = one_plan(bench, plan, tokens)
     save_header(store, study)
-    master, slave = pty.openpty()
-    threading.Thread(target=drain, args=(master,), daemon=True).start()
-    with open(slave, "w", encoding="utf-8") as terminal:
-        progress = Progress(study, "live", terminal)
+    with terminal() as stream:
+        progress = Progress(study, "live", stream)
         with progress.showing():
             search = Once(plan, round_)
             done = run(study, store, bench.ready, bench.infos, watch=watch, search=search, notify=progress)
@@ -81,6 +92,59 @@ def drain(master: int) -> None:
             pass
     except OSError:  # the other end was closed
         os.close(master)
+
+
+def within(bench: Bench, plan: Plan, repeats: int, tokens: int, store: Store, watch: measure.Watch) -> None:
+    """Watched and unwatched requests in turn, in one process."""
+    study = one_plan(bench, plan, tokens)
+    save_header(store, study)
+    row = store.begin_trial(study.id, plan, 1, time.time())
+    trial = bench.trial(plan, 1)
+    child = measure._Child(trial, bench.infos[plan.engine], watch)
+    watched: dict[Key, float] = {}
+    alone: dict[Key, float] = {}
+    with terminal() as stream:
+        progress = Progress(study, "live", stream)
+        try:
+            child.load(measure._Record())
+            for request in trial.warmup:
+                child.generate(request, None)
+            with progress.showing():
+                progress(PlanStarted(plan, 1, 0))
+                for repeat in range(repeats):
+                    for request in trial.requests:
+                        key = (repeat, request.index)
+                        for ours in (True, False) if sum(key) % 2 else (False, True):
+                            if not ours:
+                                alone[key] = unwatched(child, request)
+                                continue
+                            sample = measure._observed(child, request, trial, watch)
+                            store.add_sample(row, sample)
+                            progress(SampleTaken(plan, 1, sample))
+                            watched[key] = sample.latency_s
+            child.close()
+        finally:
+            child.kill()
+    print(f"\n{plan.id}")
+    print(show_ratio("  within one process, request latency, watched over not", ratio_of(watched, alone), 4))
+
+
+def unwatched(child: measure._Child, request: Request) -> float:
+    """Send one request and sleep until its answer is there."""
+    child._send({"do": "generate", "prompt_ids": request.prompt_ids, "max_tokens": request.max_tokens})
+    line = child._inbox.get()
+    if line is None:
+        raise SystemExit("the worker died")
+    return float(json.loads(line)["latency_s"])
+
+
+@contextmanager
+def terminal() -> Iterator[TextIO]:
+    """A terminal that somebody reads."""
+    master, slave = pty.openpty()
+    threading.Thread(target=drain, args=(master,), daemon=True).start()
+    with open(slave, "w", encoding="utf-8") as stream:
+        yield stream
 
 
 def bare(bench: Bench, plan: Plan, round_: int, tokens: int) -> tuple[dict[Key, float], int]:
@@ -105,6 +169,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=12, help="of every prompt, within one process")
     parser.add_argument("--tokens", type=int, default=64)
     arguments = parser.parse_args()
     plans = [Plan(arguments.model, "transformers", p, t) for p in arguments.precisions for t in arguments.threads]
@@ -113,6 +178,7 @@ def main() -> None:
     watch = measure.Watch(cores=machine.detect().cores_granted, canary=validity.Canary())
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "store.db") as store:
         for plan in plans:
+            within(bench, plan, arguments.repeats, arguments.tokens, store, watch)
             compare(bench, plan, arguments.rounds, arguments.tokens, store, watch)
 
 
@@ -130,8 +196,9 @@ def compare(bench: Bench, plan: Plan, rounds: int, tokens: int, store: Store, wa
                 times, peak = bare(bench, plan, round_, tokens)
                 alone.update(times)
                 peaks.append(peak)
-    print(f"\n{plan.id}")
-    print(show_ratio("  request latency, in a study over bare", ratio_of(latencies(studied), alone), 4))
+    print(
+        show_ratio("  between processes, request latency, in a study over bare", ratio_of(latencies(studied), alone), 4)
+    )
     ours_peak = statistics.median(m.memory.peak_bytes or 0 for m in studied if m.memory)
     bare_peak = statistics.median(peaks)
     memory = f"{ours_peak / bare_peak:.4f} ({ours_peak / MIB:.0f} MiB, medians of {rounds})"

@@ -54,7 +54,7 @@ def test_measurements_come_back_as_they_were_in_order(tmp_path: Path) -> None:
         assert store.measurements("aaa") == saved
     with Store(tmp_path / "s.db") as store:
         assert store.measurements("aaa") == saved
-        assert store.header("aaa") == HEADER
+        assert store.study("aaa").header == HEADER
 
 
 finite = st.floats(0, 1e6)
@@ -155,7 +155,7 @@ def test_unknown_study_is_named_everywhere(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.create_study("abc", HEADER)
         calls = (
-            lambda: store.header("abx"),
+            lambda: store.study("abx").header,
             lambda: store.update_study("abx", {}),
             lambda: store.measurements("abx"),
             lambda: store.begin_trial("abx", plan(), 1, 0.0),
@@ -172,7 +172,7 @@ def test_same_id_twice_is_refused(tmp_path: Path) -> None:
         store.create_study("abc", HEADER)
         with pytest.raises(StoreError, match="already has a study abc"):
             store.create_study("abc", {})
-        assert store.header("abc") == HEADER
+        assert store.study("abc").header == HEADER
 
 
 def test_deleting_a_study_takes_its_rows_and_no_others(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_import_never_overwrites_another_study_of_that_id(tmp_path: Path) -> Non
     with Store(tmp_path / "a.db") as store:
         with pytest.raises(StoreError, match="other content"):
             store.import_study(data)
-        assert store.header("aaa") == HEADER
+        assert store.study("aaa").header == HEADER
 
 
 @pytest.mark.parametrize(
@@ -430,4 +430,4 @@ def test_variable_names_the_default_store(tmp_path: Path, monkeypatch: pytest.Mo
 def test_header_of_a_store_is_plain_json(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.create_study("aaa", {"schema": 1, "plan": encode(plan())})
-        assert decode(type(plan()), store.header("aaa")["plan"]) == plan()
+        assert decode(type(plan()), store.study("aaa").header["plan"]) == plan()

@@ -194,7 +194,7 @@ def test_private_studies_keep_no_prompt(store: Store, tmp_path: Path) -> None:
     asked = replace(new_study(settings=Settings(private=True)), workload=secret)
     study.save_header(store, asked)
     assert b"launch code" not in (tmp_path / "store.db").read_bytes()
-    assert "launch code" not in str(store.header(asked.id))
+    assert "launch code" not in str(store.study(asked.id).header)
     assert study.load(store, asked.id).workload.key == secret.key
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from . import __version__
 from .errors import BusyError, InferplanError, InputError
@@ -31,11 +32,19 @@ _HELP_WIDTH = "100"
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell has it
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints end with where help is."""
+class _Complaint(InputError):
+    """Arguments that cannot be parsed, with the name of the command that was given them."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: {message}\nSee `{self.prog} --help`.\n")
+    def __init__(self, command: str, message: str) -> None:
+        super().__init__(message)
+        self.command = command
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that raises its complaints, so that a page can show them too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _Complaint(self.prog, message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +58,11 @@ def benchmark_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except _Complaint as err:
+        print(f"{err.command}: {err}\nSee `{err.command} --help`.", file=sys.stderr)
+        return 2
     run: Callable[[argparse.Namespace], int] = arguments.run
     before = signal.signal(signal.SIGTERM, _interrupt)  # ended politely is ended with everything kept
     try:
@@ -74,6 +87,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of an `inferplan` command line.
+
+    Raises:
+        InputError: they cannot be parsed.
+    """
+    return build_parser().parse_args(argv)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `inferplan` and all its subcommands."""
     parser = _Parser(
@@ -93,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_delete(commands)
     _add_transfer(commands)
     _add_doctor(commands)
+    _add_web(commands)
     return parser
 
 
@@ -256,6 +279,20 @@ def _add_doctor(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add(commands, "doctor", "doctor", "Show the machine, what works here, and what would disturb a study.")
     parser.add_argument("--quick", action="store_true", help="leave out the read bandwidth, which takes seconds")
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_web(commands: Commands) -> None:  # type: ignore[valid-type]
+    parser = _add(commands, "web", "web", "Open the web app: start studies, watch them, see the trade-offs.")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: 127.0.0.1, this machine alone). Whoever reaches the page can start and "
+        "delete studies: it asks for no password",
+    )
+    parser.add_argument("--port", type=int, default=8501, metavar="N", help="default: 8501")
+    parser.add_argument("--models-dir", metavar="DIR", type=Path, help="directory whose models the page offers")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
 
 
 def _sla_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:

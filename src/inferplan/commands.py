@@ -9,37 +9,33 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from . import compare as comparing
 from . import doctor as doctors
-from . import locks, machine, measure, prepare, report, validity
+from . import locks, measure, prepare, report, terms, validity
 from ._codec import encode
-from .cost import Prices, read_prices
 from .engines import HIDDEN, engine_names
-from .engines.base import EngineInfo
 from .errors import InputError, StoreError
-from .models import Checkpoint
-from .plan import OptionValue, Plan, Space, option_value
+from .plan import Plan, Space
 from .progress import Progress, choose_style
-from .selection import SLA, Objective, parse_sla
+from .selection import SLA, parse_sla
 from .store import Store, store_path
-from .study import Settings, Study, check_resumable, load, new_id, run, save_header, study_of
-from .workload import Prompt, Workload, parse_prompts, read_prompts
+from .study import Study, load, run, save_header, study_of
 
 Arguments = argparse.Namespace
 Tell = Callable[[str], None]
 
 _SLA_MS = 1500.0  # of benchmark.py, when it is not given one
 _PROMPTS_HERE = "prompts.txt"  # what benchmark.py reads from where it is run, when it is there
-_ROUNDS = 2
 
 
 def benchmark(arguments: Arguments) -> int:
@@ -53,7 +49,7 @@ def optimize(arguments: Arguments) -> int:
     """`inferplan optimize`."""
     if arguments.sla is None and arguments.resume is None:
         raise InputError('give at least one --sla, such as --sla "p50<=1500ms"')
-    return _search(arguments, _new_sla(arguments))
+    return _search(arguments, terms.new_sla(arguments))
 
 
 def bench(arguments: Arguments) -> int:
@@ -70,7 +66,7 @@ def bench(arguments: Arguments) -> int:
 
 def plans(arguments: Arguments) -> int:
     """`inferplan plans`."""
-    space = _space(arguments)
+    space = terms.space_of(arguments)
     infos = prepare.describe_engines(space.engines)
     out = dict(space.rejected(lambda plan: infos[plan.engine].reject(plan)))
     if arguments.json:
@@ -107,7 +103,10 @@ def show(arguments: Arguments) -> int:
         study = load(store, arguments.study)
     sla = parse_sla(arguments.sla) if arguments.sla else study.sla
     study = replace(
-        study, sla=sla, objective=_objective(arguments, study.objective), prices=_prices(arguments, study.prices)
+        study,
+        sla=sla,
+        objective=terms.objective_of(arguments, study.objective),
+        prices=terms.prices_of(arguments, study.prices),
     )
     made = _report(study)
     text = report.render(made, arguments.format)
@@ -176,6 +175,52 @@ def doctor(arguments: Arguments) -> int:
     return 0
 
 
+def web(arguments: Arguments) -> int:
+    """`inferplan web`: Streamlit serves the app until it is interrupted."""
+    if not 1 <= arguments.port <= 65535:
+        raise InputError(f"--port must be between 1 and 65535, not {arguments.port}")
+    if arguments.models_dir is not None and not arguments.models_dir.is_dir():
+        raise InputError(f"--models-dir {str(arguments.models_dir)!r} is not a directory")
+    if not _free(arguments.host, arguments.port):
+        raise InputError(f"{arguments.host}:{arguments.port} cannot be listened on: give another --port, or --host")
+    with Store(store_path(arguments.store)) as store:  # what is wrong with it is said here, not on the page
+        path = store.path
+    script = Path(__file__).with_name("web") / "script.py"
+    options = {
+        "server.address": arguments.host,
+        "server.port": arguments.port,
+        "server.headless": str(arguments.no_browser).lower(),
+        **WEB_OPTIONS,
+    }
+    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    command += [f"--{name}={value}" for name, value in options.items()] + ["--", "--store", str(path)]
+    command += ["--models-dir", str(arguments.models_dir)] if arguments.models_dir else []
+    print(f"inferplan web: http://{arguments.host}:{arguments.port}, store {path}", file=sys.stderr, flush=True)
+    return subprocess.call(command)
+
+
+# What .streamlit/config.toml says for `streamlit run app.py`; here there may be no such file (a test keeps them equal).
+WEB_OPTIONS = {
+    "browser.gatherUsageStats": "false",
+    "client.showErrorDetails": "none",
+    "client.toolbarMode": "minimal",
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": "2",
+}
+
+
+def _free(host: str, port: int) -> bool:
+    """Whether a server could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -> int:
     """Make or resume a study, run it, print and write what came of it."""
     path = store_path(arguments.store)
@@ -187,16 +232,17 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
 
     with Store(path) as store:
         if arguments.resume:
-            study, infos = _resumed(store, arguments)
+            study, infos = terms.resumed(store, arguments)
         else:
-            study, infos = _begun(arguments, sla, space or _space(arguments))
+            assert sla is not None, "a new study needs an SLA"
+            study, infos = terms.begun(arguments, sla, space or terms.space_of(arguments))
         if arguments.out is not None:
             _check_writable(Path(arguments.out))
         # From here on there is work for all cores, and another study's timings must not pay for it.
         with locks.machine_lock(
             study.id, wait=arguments.wait, override=arguments.no_lock, on_wait=tell, on_override=_warn
         ):
-            study = replace(study, checkpoints=_checkpoints(study, infos, tell), finished=False)
+            study = replace(study, checkpoints=terms.checkpoints(study, infos, tell, _warn), finished=False)
             ready = prepare.prepare(study.checkpoints, study.workload, study.plans, infos, tell)
             save_header(store, study)
             progress = Progress(study, style)
@@ -225,87 +271,6 @@ def _watch(study: Study) -> measure.Watch:
         private=study.settings.private,
         judge=outside,
     )
-
-
-def _begun(arguments: Arguments, sla: SLA | None, space: Space) -> tuple[Study, dict[str, EngineInfo]]:
-    """A new study from arguments; what is wrong with them is found here, before anything heavy."""
-    assert sla is not None, "a new study needs an SLA"
-    infos = prepare.describe_engines(space.engines)
-    now = time.time()
-    study = Study(
-        id=new_id(now),
-        created_at=now,
-        space=space,
-        workload=_workload(arguments),
-        sla=sla,
-        objective=_objective(arguments, Objective()),
-        machine=machine.detect(),
-        settings=_settings(arguments),
-        prices=_prices(arguments, Prices()),
-        libraries=prepare.libraries(infos),
-        rejected=prepare.rejected(space, infos),
-    )
-    return study, infos
-
-
-def _resumed(store: Store, arguments: Arguments) -> tuple[Study, dict[str, EngineInfo]]:
-    """A study from the store, if this machine and these versions may go on with it, with new terms where given."""
-    study = load(store, arguments.resume)
-    infos = prepare.describe_engines(study.space.engines)
-    check_resumable(study, machine.detect(), prepare.libraries(infos))
-    if study.settings.private:
-        given = _workload(arguments)
-        if given.key != study.workload.key:
-            raise InputError(
-                f"study {study.id} keeps its prompts only as hashes: give the same --prompts, --prompt-tokens and "
-                "--max_new_tokens as when it began to go on with it"
-            )
-        study = replace(study, workload=given)
-    rounds = study.settings.rounds if arguments.rounds is None else arguments.rounds
-    every = study.settings.all_rounds or arguments.all_rounds
-    return replace(
-        study,
-        sla=_new_sla(arguments) or study.sla,
-        objective=_objective(arguments, study.objective),
-        prices=_prices(arguments, study.prices),
-        settings=replace(study.settings, rounds=rounds, all_rounds=every),
-    ), infos
-
-
-def _new_sla(arguments: Arguments) -> SLA | None:
-    """The SLA that was given on the command line, of either command."""
-    if getattr(arguments, "sla_ms", None) is not None:
-        return SLA.from_p50_ms(arguments.sla_ms)
-    return parse_sla(arguments.sla) if getattr(arguments, "sla", None) else None
-
-
-def _checkpoints(study: Study, infos: dict[str, EngineInfo], tell: Tell) -> tuple[Checkpoint, ...]:
-    """The study's models, resolved; on resuming, the very weights that it began with.
-
-    Raises:
-        InputError: the weights that a resumed study began with are not to be had any more.
-    """
-    kept = [c for c in study.checkpoints if c.provenance != "local" and (c.path / "config.json").is_file()]
-    if study.checkpoints:
-        tell(f"resuming study {study.id}: {len(study.measurements)} processes so far")
-    if kept and len(kept) == len(study.checkpoints):
-        return study.checkpoints  # in our cache or the hub's: named by content, so they are what they were
-    if study.settings.trust_remote_code:
-        _warn("--trust-remote-code accepts models that bring Python code of their own; it can do anything you can")
-    resolved = prepare.resolve_models(
-        study.space,
-        infos,
-        weights=study.settings.weights,
-        trust_remote_code=study.settings.trust_remote_code,
-        tell=tell,
-    )
-    was = {checkpoint.name: checkpoint.content_hash for checkpoint in study.checkpoints}
-    if changed := [c.name for c in resolved if was and c.content_hash != was.get(c.name)]:
-        raise InputError(
-            f"the weights of {', '.join(changed)} are not those that study {study.id} began with, and those are gone "
-            "from the cache: start a new study"
-        )
-    return resolved
 
 
 def _answer(study: Study, arguments: Arguments) -> int:
@@ -371,69 +336,6 @@ def _report(study: Study) -> report.Report:
         checkpoint = study.checkpoint(plan.model)
         recipe = measure.recipe(plan, str(checkpoint.path) if checkpoint else plan.model)
     return report.report_of(study, recipe=recipe)
-
-
-def _space(arguments: Arguments) -> Space:
-    return Space(
-        models=tuple(arguments.models),
-        engines=tuple(arguments.engines),
-        precisions=tuple(arguments.precisions),
-        threads=tuple(arguments.threads),
-        kv_cache=tuple(value == "on" for value in arguments.kv_cache),
-        options=tuple(_option(text) for text in arguments.option),
-    )
-
-
-def _option(text: str) -> tuple[str, tuple[OptionValue, ...]]:
-    name, equals, values = text.partition("=")
-    if not (name and equals and values):
-        raise InputError(f"--option {text!r} is not NAME=VALUE or NAME=V1,V2")
-    return name, tuple(option_value(value) for value in values.split(","))
-
-
-def _workload(arguments: Arguments) -> Workload:
-    if arguments.prompts is not None and arguments.prompt_tokens is not None:
-        raise InputError("give either --prompts or --prompt-tokens, not both")
-    if arguments.prompt_tokens is not None:
-        prompts = tuple(Prompt(prompt_tokens=count) for count in _counts(arguments.prompt_tokens))
-    elif arguments.prompts is not None:
-        prompts = read_prompts(Path(arguments.prompts))
-    else:
-        shipped = files("inferplan") / "data" / "prompts.txt"
-        prompts = parse_prompts(shipped.read_text(encoding="utf-8"), jsonl=False)
-    return Workload(prompts, max_new_tokens=arguments.max_new_tokens)
-
-
-def _counts(text: str) -> Sequence[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--prompt-tokens {text!r} is not a list of whole numbers, such as 32,512,2048") from None
-
-
-def _settings(arguments: Arguments) -> Settings:
-    return Settings(
-        rounds=_ROUNDS if arguments.rounds is None else arguments.rounds,
-        all_rounds=arguments.all_rounds,
-        early_stop=arguments.early_stop,
-        private=arguments.private,
-        weights=arguments.weights,
-        retakes=arguments.retakes,
-        request_timeout_s=arguments.request_timeout,
-        load_timeout_s=arguments.load_timeout,
-        trust_remote_code=arguments.trust_remote_code,
-        watch_outside=not arguments.no_watch,
-    )
-
-
-def _objective(arguments: Arguments, default: Objective) -> Objective:
-    if arguments.minimize is None:
-        return default
-    return Objective(cast(Literal["latency", "memory", "cost"], arguments.minimize))
-
-
-def _prices(arguments: Arguments, default: Prices) -> Prices:
-    return default if arguments.prices is None else read_prices(arguments.prices)
 
 
 def _put(text: str, out: str | None) -> None:

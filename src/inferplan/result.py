@@ -6,8 +6,8 @@ from raw samples. Leaves comparing plans to `selection`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Literal
 
@@ -32,6 +32,8 @@ class PlanResult:
 
     plan: Plan
     measurements: tuple[Measurement, ...]
+    # Estimates already made: sorting samples again for every question cost most of a re-selection.
+    _made: dict[tuple[str, float, bool], Estimate] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def status(self) -> PlanStatus:
@@ -97,15 +99,15 @@ class PlanResult:
 
     def latency(self, q: float, include_disturbed: bool = False) -> Estimate:
         """The `q` quantile of the whole latency, in seconds, over requests."""
-        return self._quantile(q, *self.latencies(include_disturbed))
+        return self._estimate("latency", q, include_disturbed, self.latencies)
 
     def ttft(self, q: float, include_disturbed: bool = False) -> Estimate:
         """The `q` quantile of the time to first token, in seconds, over requests."""
-        return self._quantile(q, *self.ttfts(include_disturbed))
+        return self._estimate("ttft", q, include_disturbed, self.ttfts)
 
     def tpot(self, q: float, include_disturbed: bool = False) -> Estimate:
         """The `q` quantile of the time per output token after the first, in seconds, over requests."""
-        return self._quantile(q, *self.tpots(include_disturbed))
+        return self._estimate("tpot", q, include_disturbed, self.tpots)
 
     def latencies(self, include_disturbed: bool = False) -> Observed:
         """Latencies in seconds, and what is known of those cut short."""
@@ -209,8 +211,12 @@ class PlanResult:
         bounds = (cut(s) for s in counted if s.cut)
         return tuple(v for v in values if v is not None), tuple(b for b in bounds if b is not None)
 
-    def _quantile(self, q: float, values: Sequence[float], at_least: Sequence[float]) -> Estimate:
-        return quantile_estimate(values, q, unit="requests", at_least=at_least)
+    def _estimate(self, name: str, q: float, include_disturbed: bool, observed: Callable[[bool], Observed]) -> Estimate:
+        key = (name, q, include_disturbed)
+        if key not in self._made:
+            values, at_least = observed(include_disturbed)
+            self._made[key] = quantile_estimate(values, q, unit="requests", at_least=at_least)
+        return self._made[key]
 
 
 def results(plans: Iterable[Plan], measurements: Iterable[Measurement]) -> tuple[PlanResult, ...]:

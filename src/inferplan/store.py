@@ -74,6 +74,32 @@ class StudyRow:
     finished: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """One trial as listed, without its samples: equal rows hold equal measurements.
+
+    `status` is `interrupted` while its process runs.
+    """
+
+    id: int
+    plan_id: str
+    round: int
+    status: str
+    started_at: float
+    samples: int
+    disturbed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one process took: all of it, its requests alone, and the tokens that those gave."""
+
+    plan_id: str
+    wall_s: float
+    requests_s: float
+    tokens: int
+
+
 def default_store_path() -> Path:
     """INFERPLAN_STORE, or `inferplan.db` in the user's data directory. It need not exist yet."""
     if chosen := os.environ.get("INFERPLAN_STORE"):
@@ -160,13 +186,17 @@ class Store:
 
     def list_studies(self) -> tuple[StudyRow, ...]:
         """Every study, newest first."""
-        query = """SELECT study.id, study.created_at, header, count(DISTINCT trial.id), count(sample.id), finished
-            FROM study LEFT JOIN trial ON trial.study = study.id LEFT JOIN sample ON sample.trial = trial.id
-            GROUP BY study.id ORDER BY study.created_at DESC, study.rowid DESC"""
-        with self._explained():
-            rows = self._db.execute(query).fetchall()
-        with self._readable():
-            return tuple(StudyRow(row[0], row[1], json.loads(row[2]), row[3], row[4], bool(row[5])) for row in rows)
+        return self._rows("TRUE")
+
+    def study(self, id: str) -> StudyRow:
+        """One study as listed.
+
+        Raises:
+            UnknownNameError: there is no such study.
+        """
+        if not (rows := self._rows("study.id = ?", id)):
+            raise UnknownNameError("study", id, self.study_ids())
+        return rows[0]
 
     def study_ids(self) -> tuple[str, ...]:
         """Ids of every study, newest first."""
@@ -192,19 +222,6 @@ class Store:
             raise UnknownNameError("study", prefix, fitting, "All of these start so: give more of the id.")
         hint = "" if ids else f"The store {self.path} has no study yet; `inferplan optimize` makes one."
         raise UnknownNameError("study", prefix, ids, hint)
-
-    def header(self, id: str) -> dict[str, Any]:
-        """The study's header.
-
-        Raises:
-            UnknownNameError: there is no such study.
-        """
-        with self._explained():
-            row = self._db.execute("SELECT header FROM study WHERE id = ?", (id,)).fetchone()
-            if row is None:
-                raise UnknownNameError("study", id, self.study_ids())
-        with self._readable():
-            return dict(json.loads(row[0]))
 
     def delete_study(self, id: str) -> None:
         """Remove the study and all that was measured in it.
@@ -254,12 +271,46 @@ class Store:
         Raises:
             UnknownNameError: there is no such study.
         """
-        with self._explained(), self._readable():
+        return tuple(self.measurement(row.id) for row in self.trials(study))
+
+    def trials(self, study: str) -> tuple[TrialRow, ...]:
+        """Every trial of the study in the order begun, without reading a sample: cheap enough to ask every second.
+
+        Raises:
+            UnknownNameError: there is no such study.
+        """
+        query = """SELECT trial.id, plan_id, round, status, trial.started_at, count(sample.id),
+                ifnull(sum(sample.disturbed), 0)
+            FROM trial LEFT JOIN sample ON sample.trial = trial.id
+            WHERE study = ? GROUP BY trial.id ORDER BY trial.id"""
+        with self._explained():
             self._check(study)
-            trials = self._db.execute("SELECT id, payload FROM trial WHERE study = ? ORDER BY id", (study,)).fetchall()
-            return tuple(
-                replace(decode(Measurement, json.loads(payload)), samples=self._samples(id)) for id, payload in trials
-            )
+            return tuple(TrialRow(*row) for row in self._db.execute(query, (study,)).fetchall())
+
+    def measurement(self, trial: int) -> Measurement:
+        """One trial with its samples so far.
+
+        Raises:
+            StoreError: there is no such trial any more, or it cannot be read.
+        """
+        with self._explained(), self._readable():
+            row = self._db.execute("SELECT payload FROM trial WHERE id = ?", (trial,)).fetchone()
+            if row is None:
+                raise StoreError(f"the store {self.path} has no trial {trial} any more: its study was deleted")
+            return replace(decode(Measurement, json.loads(row[0])), samples=self._samples(trial))
+
+    def costs(self, study: str) -> tuple[Cost, ...]:
+        """What each process of the study that ended well took, without reading its samples whole.
+
+        Raises:
+            UnknownNameError: there is no such study.
+        """
+        query = """SELECT plan_id, json_extract(trial.payload, '$.wall_s'), sum(latency_s),
+                sum(json_array_length(sample.payload, '$.token_times_s'))
+            FROM trial JOIN sample ON sample.trial = trial.id WHERE study = ? AND status = 'ok' GROUP BY trial.id"""
+        with self._explained():
+            self._check(study)
+            return tuple(Cost(*row) for row in self._db.execute(query, (study,)).fetchall())
 
     # --- export and import ---
 
@@ -371,6 +422,15 @@ class Store:
             yield
         except (ValueError, TypeError) as error:
             raise StoreError(f"the store {self.path} holds a row that cannot be read ({error}). {_RESTORE}") from error
+
+    def _rows(self, where: str, *values: str) -> tuple[StudyRow, ...]:
+        query = f"""SELECT study.id, study.created_at, header, count(DISTINCT trial.id), count(sample.id), finished
+            FROM study LEFT JOIN trial ON trial.study = study.id LEFT JOIN sample ON sample.trial = trial.id
+            WHERE {where} GROUP BY study.id ORDER BY study.created_at DESC, study.rowid DESC"""
+        with self._explained():
+            rows = self._db.execute(query, values).fetchall()
+        with self._readable():
+            return tuple(StudyRow(row[0], row[1], json.loads(row[2]), row[3], row[4], bool(row[5])) for row in rows)
 
     def _has(self, id: str) -> bool:
         return self._db.execute("SELECT 1 FROM study WHERE id = ?", (id,)).fetchone() is not None

@@ -197,9 +197,8 @@ def load(store: Store, id: str) -> Study:
         StoreError: its header cannot be read.
     """
     found = store.find_study(id)
-    study = study_of(found, store.header(found))
-    finished = next(row.finished for row in store.list_studies() if row.id == found)
-    return replace(study, measurements=store.measurements(found), finished=finished)
+    row = store.study(found)
+    return replace(study_of(found, row.header), measurements=store.measurements(found), finished=row.finished)
 
 
 def study_of(found: str, header: Mapping[str, Any]) -> Study:

@@ -1,0 +1,188 @@
+"""Terms: from parsed arguments to a Study, new or resumed.
+
+Owns what each argument means. Leaves parsing them to `cli`, running the study
+to `study`; the command line and the web app both come through here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, cast
+
+from . import machine, prepare
+from .cost import Prices, read_prices
+from .engines.base import EngineInfo
+from .errors import InputError
+from .models import Checkpoint
+from .plan import OptionValue, Space, option_value
+from .selection import SLA, Objective, parse_sla
+from .store import Store
+from .study import Settings, Study, check_resumable, load, new_id
+from .workload import Prompt, Workload, parse_prompts, read_prompts
+
+Arguments = argparse.Namespace
+Tell = Callable[[str], None]
+
+ROUNDS = 2
+"""Processes a plan, when it is not said how many."""
+
+
+def begun(arguments: Arguments, sla: SLA, space: Space) -> tuple[Study, dict[str, EngineInfo]]:
+    """A new study from arguments; what is wrong with them is found here, before anything heavy.
+
+    Raises:
+        InputError: an argument cannot be used, or no plan of the space can run here.
+    """
+    infos = prepare.describe_engines(space.engines)
+    now = time.time()
+    study = Study(
+        id=new_id(now),
+        created_at=now,
+        space=space,
+        workload=workload_of(arguments),
+        sla=sla,
+        objective=objective_of(arguments, Objective()),
+        machine=machine.detect(),
+        settings=settings_of(arguments),
+        prices=prices_of(arguments, Prices()),
+        libraries=prepare.libraries(infos),
+        rejected=prepare.rejected(space, infos),
+    )
+    return study, infos
+
+
+def resumed(store: Store, arguments: Arguments) -> tuple[Study, dict[str, EngineInfo]]:
+    """A study from the store, if this machine and these versions may go on with it, with new terms where given.
+
+    Raises:
+        InputError: there is no such study, or it may not be gone on with here; says why.
+    """
+    study = load(store, arguments.resume)
+    infos = prepare.describe_engines(study.space.engines)
+    check_resumable(study, machine.detect(), prepare.libraries(infos))
+    if study.settings.private:
+        given = workload_of(arguments)
+        if given.key != study.workload.key:
+            raise InputError(
+                f"study {study.id} keeps its prompts only as hashes: give the same --prompts, --prompt-tokens and "
+                "--max_new_tokens as when it began to go on with it"
+            )
+        study = replace(study, workload=given)
+    rounds = study.settings.rounds if arguments.rounds is None else arguments.rounds
+    every = study.settings.all_rounds or arguments.all_rounds
+    return replace(
+        study,
+        sla=new_sla(arguments) or study.sla,
+        objective=objective_of(arguments, study.objective),
+        prices=prices_of(arguments, study.prices),
+        settings=replace(study.settings, rounds=rounds, all_rounds=every),
+    ), infos
+
+
+def new_sla(arguments: Arguments) -> SLA | None:
+    """The SLA that was given on the command line, of either command."""
+    if getattr(arguments, "sla_ms", None) is not None:
+        return SLA.from_p50_ms(arguments.sla_ms)
+    return parse_sla(arguments.sla) if getattr(arguments, "sla", None) else None
+
+
+def checkpoints(study: Study, infos: Mapping[str, EngineInfo], tell: Tell, warn: Tell) -> tuple[Checkpoint, ...]:
+    """The study's models, resolved; on resuming, the very weights that it began with.
+
+    Raises:
+        InputError: the weights that a resumed study began with are not to be had any more.
+    """
+    kept = [c for c in study.checkpoints if c.provenance != "local" and (c.path / "config.json").is_file()]
+    if study.checkpoints:
+        tell(f"resuming study {study.id}: {len(study.measurements)} processes so far")
+    if kept and len(kept) == len(study.checkpoints):
+        return study.checkpoints  # in our cache or the hub's: named by content, so they are what they were
+    if study.settings.trust_remote_code:
+        warn("--trust-remote-code accepts models that bring Python code of their own; it can do anything you can")
+    resolved = prepare.resolve_models(
+        study.space,
+        infos,
+        weights=study.settings.weights,
+        trust_remote_code=study.settings.trust_remote_code,
+        tell=tell,
+    )
+    was = {checkpoint.name: checkpoint.content_hash for checkpoint in study.checkpoints}
+    if changed := [c.name for c in resolved if was and c.content_hash != was.get(c.name)]:
+        raise InputError(
+            f"the weights of {', '.join(changed)} are not those that study {study.id} began with, and those are gone "
+            "from the cache: start a new study"
+        )
+    return resolved
+
+
+def space_of(arguments: Arguments) -> Space:
+    """The space that the arguments of `optimize` and `plans` span."""
+    return Space(
+        models=tuple(arguments.models),
+        engines=tuple(arguments.engines),
+        precisions=tuple(arguments.precisions),
+        threads=tuple(arguments.threads),
+        kv_cache=tuple(value == "on" for value in arguments.kv_cache),
+        options=tuple(_option(text) for text in arguments.option),
+    )
+
+
+def _option(text: str) -> tuple[str, tuple[OptionValue, ...]]:
+    name, equals, values = text.partition("=")
+    if not (name and equals and values):
+        raise InputError(f"--option {text!r} is not NAME=VALUE or NAME=V1,V2")
+    return name, tuple(option_value(value) for value in values.split(","))
+
+
+def workload_of(arguments: Arguments) -> Workload:
+    """The prompts given, in a file or by their lengths, else the shipped ones."""
+    if arguments.prompts is not None and arguments.prompt_tokens is not None:
+        raise InputError("give either --prompts or --prompt-tokens, not both")
+    if arguments.prompt_tokens is not None:
+        prompts = tuple(Prompt(prompt_tokens=count) for count in _counts(arguments.prompt_tokens))
+    elif arguments.prompts is not None:
+        prompts = read_prompts(Path(arguments.prompts))
+    else:
+        shipped = files("inferplan") / "data" / "prompts.txt"
+        prompts = parse_prompts(shipped.read_text(encoding="utf-8"), jsonl=False)
+    return Workload(prompts, max_new_tokens=arguments.max_new_tokens)
+
+
+def _counts(text: str) -> Sequence[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--prompt-tokens {text!r} is not a list of whole numbers, such as 32,512,2048") from None
+
+
+def settings_of(arguments: Arguments) -> Settings:
+    """How the study is run."""
+    return Settings(
+        rounds=ROUNDS if arguments.rounds is None else arguments.rounds,
+        all_rounds=arguments.all_rounds,
+        early_stop=arguments.early_stop,
+        private=arguments.private,
+        weights=arguments.weights,
+        retakes=arguments.retakes,
+        request_timeout_s=arguments.request_timeout,
+        load_timeout_s=arguments.load_timeout,
+        trust_remote_code=arguments.trust_remote_code,
+        watch_outside=not arguments.no_watch,
+    )
+
+
+def objective_of(arguments: Arguments, default: Objective) -> Objective:
+    """What to minimise, where it is said."""
+    if arguments.minimize is None:
+        return default
+    return Objective(cast(Literal["latency", "memory", "cost"], arguments.minimize))
+
+
+def prices_of(arguments: Arguments, default: Prices) -> Prices:
+    """The prices of the file that was named, where one was."""
+    return default if arguments.prices is None else read_prices(arguments.prices)

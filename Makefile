@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint quick docs bench clean
+.PHONY: help install run web test check lint quick browser docs bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -44,18 +44,26 @@ run: $(STAMP) ## measure 24 plans of distilgpt2 and gpt2 and choose one
 	  *) exit $$code ;; \
 	esac
 
+web: $(STAMP) ## open the web app on this machine
+	$(BIN)/streamlit run app.py
+
 check: lint ## everything that CI runs; the same as `make test`
+	@.ci/chromium
 	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
 
-test: check ## everything that CI runs: ruff, mypy, pytest with the slow tests
+test: check ## everything that CI runs: ruff, mypy, pytest with the slow and the browser tests
 
 lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-quick: $(STAMP) ## the tests that are not slow
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+quick: $(STAMP) ## the tests that are neither slow nor in a browser
+	$(BIN)/python -m pytest -q -m "not slow and not browser" $(PYTEST_ARGS)
+
+browser: $(STAMP) ## the tests that drive a real browser; screenshots land in screenshots/
+	@.ci/chromium
+	$(BIN)/python -m pytest -q -m browser $(PYTEST_ARGS)
 
 docs: $(STAMP) ## write docs/cli.md anew from the parser
 	$(BIN)/python -c "from pathlib import Path; from inferplan.cli import help_document; Path('docs/cli.md').write_text(help_document(), encoding='utf-8')"

@@ -64,7 +64,7 @@ UPSTREAM: dict[str, frozenset[str]] = {
         "compare": "report",
         "doctor": "measure store locks bandwidth artifacts",
         "testing": "study",
-        "fits": "errors",
+        "fits": "machine",
         "forecast": "store",
         "terms": "study locks",
         "commands": "terms report compare doctor bandwidth",

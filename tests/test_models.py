@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from inferplan import _hub
+from inferplan.artifacts import artifacts
 from inferplan.errors import ModelError, UnknownNameError
 from inferplan.models import SHIPPED, resolve
 from test_weights import tiny_model, write_tokenizer
@@ -105,6 +106,37 @@ def test_a_truncated_gguf_file_is_found_when_it_is_converted(tmp_path: Path) -> 
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 5, 5) + bytes(30))
     with pytest.raises(ModelError, match=r"x\.gguf is a corrupt or truncated"):
         resolve(str(tmp_path / "x.gguf"), notify=quiet)
+
+
+def write_gguf(file: Path, weights: int) -> None:
+    """A whole GGUF file with one tensor, and of no architecture that anybody knows."""
+    import numpy as np
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(file, "made-up")
+    writer.add_tensor("w", np.zeros((weights // 32, 32), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_that_does_not_fit_at_float32_is_not_dequantized(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "x.gguf", weights=2**19)
+    said: list[str] = []
+    with pytest.raises(ModelError, match=r"not started: .*x\.gguf.* needs 2 MiB .* 1 MiB are granted .*smaller"):
+        resolve(str(tmp_path / "x.gguf"), notify=said.append, memory_bytes=2**21 - 1)
+    assert said == []
+    assert artifacts() == ()
+
+
+@pytest.mark.slow
+def test_synthetic_weights_that_do_not_fit_at_float32_are_not_made(tmp_path: Path) -> None:
+    path, said = tiny_model(tmp_path / "tiny"), list[str]()
+    with pytest.raises(ModelError, match=r"not started: .*tiny, at float32, needs 13 MiB .* 12 MiB are granted"):
+        resolve(str(path), weights="synthetic", notify=said.append, memory_bytes=12 * 2**20)
+    assert not any("making" in line for line in said)
+    assert artifacts() == ()
 
 
 def test_pickles_are_refused_with_a_remedy(model: Path) -> None:

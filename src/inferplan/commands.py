@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from . import compare as comparing
 from . import doctor as doctors
@@ -29,7 +28,7 @@ from .plan import Plan, Space
 from .progress import Progress, choose_style
 from .selection import SLA, parse_sla
 from .store import Store, store_path
-from .study import Study, load, run, save_header, study_of
+from .study import Study, load, run, save_header, take_in
 
 Arguments = argparse.Namespace
 Tell = Callable[[str], None]
@@ -151,16 +150,11 @@ def export(arguments: Arguments) -> int:
 def import_(arguments: Arguments) -> int:
     """`inferplan import FILE`."""
     try:
-        data: Any = json.loads(arguments.file.read_text(encoding="utf-8"))
+        content = arguments.file.read_bytes()
     except OSError as err:
         raise InputError(f"{str(arguments.file)!r} cannot be read: {err.strerror}") from None
-    except ValueError as err:
-        raise InputError(f"{str(arguments.file)!r} is not a study that `inferplan export` wrote: {err}") from None
-    header = data.get("header") if isinstance(data, dict) else None
-    if isinstance(header, dict):
-        study_of(str(data.get("id")), header)  # before it is let in: a header that cannot be read stays out
     with Store(store_path(arguments.store)) as store:
-        print(store.import_study(data))
+        print(take_in(store, content, str(arguments.file)))
     return 0
 
 
@@ -190,23 +184,12 @@ def web(arguments: Arguments) -> int:
         "server.address": arguments.host,
         "server.port": arguments.port,
         "server.headless": str(arguments.no_browser).lower(),
-        **WEB_OPTIONS,
     }
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
     command += [f"--{name}={value}" for name, value in options.items()] + ["--", "--store", str(path)]
     command += ["--models-dir", str(arguments.models_dir)] if arguments.models_dir else []
     print(f"inferplan web: http://{arguments.host}:{arguments.port}, store {path}", file=sys.stderr, flush=True)
-    return subprocess.call(command)
-
-
-# What .streamlit/config.toml says for `streamlit run app.py`; here there may be no such file (a test keeps them equal).
-WEB_OPTIONS = {
-    "browser.gatherUsageStats": "false",
-    "client.showErrorDetails": "none",
-    "client.toolbarMode": "minimal",
-    "server.fileWatcherType": "none",
-    "server.maxUploadSize": "2",
-}
+    return subprocess.call(command, env=measure.worker_environment())
 
 
 def _free(host: str, port: int) -> bool:
@@ -235,7 +218,9 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             study, infos = terms.resumed(store, arguments)
         else:
             assert sla is not None, "a new study needs an SLA"
-            study, infos = terms.begun(arguments, sla, space or terms.space_of(arguments))
+            space = space or terms.space_of(arguments)
+            infos = prepare.describe_engines(space.engines)
+            study = terms.begun(arguments, sla, space, infos)
         if arguments.out is not None:
             _check_writable(Path(arguments.out))
         # From here on there is work for all cores, and another study's timings must not pay for it.

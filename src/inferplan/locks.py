@@ -49,11 +49,14 @@ def lock_path() -> Path:
 
 
 def holder(path: Path | None = None) -> Holder | None:
-    """Who wrote the side file last; it counts only while the lock itself is held."""
+    """Who holds the lock, as far as it can be named: a process that was killed leaves its name, but not the lock."""
+    import psutil
+
     try:
-        return decode(Holder, json.loads(_side(path or lock_path()).read_text(encoding="utf-8")))
+        who = decode(Holder, json.loads(_side(path or lock_path()).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None  # not there, or half written: then nobody can be named
+    return who if psutil.pid_exists(who.pid) else None
 
 
 @contextlib.contextmanager

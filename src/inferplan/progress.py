@@ -113,7 +113,7 @@ class Progress:
         if not self._walls:
             return ""
         seconds = self._remaining * sum(self._walls) / len(self._walls)
-        return f"about {_duration(seconds)} left" if self._remaining else "last one"
+        return f"about {duration(seconds)} left" if self._remaining else "last one"
 
     def _line(self, measurement: Measurement, study: Study) -> str:
         done = len(study.measurements)
@@ -169,7 +169,8 @@ def _figures(result: PlanResult) -> list[str]:
     return [text for text in named if text]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `1.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -78,7 +78,9 @@ class StudyRow:
 class TrialRow:
     """One trial as listed, without its samples: equal rows hold equal measurements.
 
-    `status` is `interrupted` while its process runs.
+    Attributes:
+        status: `interrupted` while its process runs.
+        latency_s: of all samples together; tells a trial from one that took its place.
     """
 
     id: int
@@ -88,6 +90,7 @@ class TrialRow:
     started_at: float
     samples: int
     disturbed: int
+    latency_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +283,7 @@ class Store:
             UnknownNameError: there is no such study.
         """
         query = """SELECT trial.id, plan_id, round, status, trial.started_at, count(sample.id),
-                ifnull(sum(sample.disturbed), 0)
+                ifnull(sum(sample.disturbed), 0), total(latency_s)
             FROM trial LEFT JOIN sample ON sample.trial = trial.id
             WHERE study = ? GROUP BY trial.id ORDER BY trial.id"""
         with self._explained():

@@ -7,6 +7,7 @@ are handed in, so that a replay can stand in for both.
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -216,6 +217,22 @@ def study_of(found: str, header: Mapping[str, Any]) -> Study:
         return decode(Study, header)
     except (TypeError, KeyError, ValueError, AttributeError) as err:
         raise StoreError(f"study {found} cannot be read: {err}") from err
+
+
+def take_in(store: Store, content: bytes, source: str) -> str:
+    """Keep a study that `export` wrote; returns its id. A header that cannot be read stays out.
+
+    Raises:
+        StoreError: it is not one, it is damaged, or another study of the same id is there.
+    """
+    try:
+        data: Any = json.loads(content)
+    except ValueError as err:
+        raise StoreError(f"{source!r} is not a study that `inferplan export` wrote: {err}") from None
+    header = data.get("header") if isinstance(data, dict) else None
+    if isinstance(header, dict):
+        study_of(str(data.get("id")), header)
+    return store.import_study(data)
 
 
 def check_resumable(study: Study, machine: Machine, libraries: Mapping[str, str]) -> None:

@@ -32,15 +32,17 @@ ROUNDS = 2
 """Processes a plan, when it is not said how many."""
 
 
-def begun(arguments: Arguments, sla: SLA, space: Space) -> tuple[Study, dict[str, EngineInfo]]:
+def begun(arguments: Arguments, sla: SLA, space: Space, infos: Mapping[str, EngineInfo]) -> Study:
     """A new study from arguments; what is wrong with them is found here, before anything heavy.
+
+    Args:
+        infos: what each engine of `space` says of itself.
 
     Raises:
         InputError: an argument cannot be used, or no plan of the space can run here.
     """
-    infos = prepare.describe_engines(space.engines)
     now = time.time()
-    study = Study(
+    return Study(
         id=new_id(now),
         created_at=now,
         space=space,
@@ -53,7 +55,6 @@ def begun(arguments: Arguments, sla: SLA, space: Space) -> tuple[Study, dict[str
         libraries=prepare.libraries(infos),
         rejected=prepare.rejected(space, infos),
     )
-    return study, infos
 
 
 def resumed(store: Store, arguments: Arguments) -> tuple[Study, dict[str, EngineInfo]]:

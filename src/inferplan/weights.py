@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import fits
 from ._files import TOKENIZER_FILES
 from .errors import ModelError
 
@@ -55,8 +56,25 @@ def _say(text: str) -> None:
     print(PROGRESS + text, file=sys.stderr, flush=True)
 
 
+def _check_memory(parameters: int, memory_bytes: int | None, what: str) -> None:
+    """Refuse to make weights that could not be loaded at float32 here afterwards. None: what is granted here.
+
+    Raises:
+        ModelError: they are more than the memory; says by how much and what to do.
+    """
+    available = fits.granted_bytes() if memory_bytes is None else memory_bytes
+    if why := fits.refusal(parameters * 4, available, what):
+        raise ModelError(f"not started: {why}")
+
+
 def synthesize(
-    config: str, out: str, seed: int, tokenizer: str, tokenizer_kind: str, trust_remote_code: bool = False
+    config: str,
+    out: str,
+    seed: int,
+    tokenizer: str,
+    tokenizer_kind: str,
+    trust_remote_code: bool = False,
+    memory_bytes: int | None = None,
 ) -> dict[str, str]:
     """Made-up float32 weights of the exact architecture in `config`, saved to `out` as one safetensors file.
 
@@ -68,9 +86,11 @@ def synthesize(
         out: directory to fill: config.json, model.safetensors, tokenizer files.
         tokenizer: where the tokenizer comes from: a directory or a GGUF file.
         tokenizer_kind: `files` (copied), `gpt2` (encoder.json and vocab.bpe) or `gguf`.
+        memory_bytes: see `_check_memory`.
 
     Raises:
-        ModelError: transformers does not know the architecture, or the tokenizer cannot be read.
+        ModelError: transformers does not know the architecture, the tokenizer cannot be
+            read, or the weights are more than the memory.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -85,8 +105,10 @@ def synthesize(
     except Exception as err:  # whatever a config can hold: transformers raises many kinds
         raise ModelError(f"{config}/config.json describes no model that transformers can build: {_line(err)}") from err
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}  # tied parameters come once
+    parameters = sum(map(math.prod, shapes.values()))
+    _check_memory(parameters, memory_bytes, f"the model of {config}, at float32,")
     spreads = _spreads(model)
-    _say(f"making synthetic weights ({sum(map(math.prod, shapes.values())) / 1e6:.0f} million parameters)")
+    _say(f"making synthetic weights ({parameters / 1e6:.0f} million parameters)")
     save_stream(target / "model.safetensors", shapes, _draw(shapes, spreads, seed))
     raw = json.loads((Path(config) / "config.json").read_text(encoding="utf-8"))
     raw.pop("quantization_config", None)
@@ -151,14 +173,19 @@ def save_stream(file: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iter
             stream.write(data)
 
 
-def dequantize(gguf: str, out: str) -> dict[str, str]:
+def dequantize(gguf: str, out: str, memory_bytes: int | None = None) -> dict[str, str]:
     """The model of a GGUF file, dequantized to float32 safetensors in `out`, with its tokenizer.
 
+    Args:
+        memory_bytes: see `_check_memory`; transformers holds the whole model at float32 here.
+
     Raises:
-        ModelError: the file is corrupt, or of an architecture that transformers cannot read.
+        ModelError: the file is corrupt, of an architecture that transformers cannot read,
+            or more than the memory at float32.
     """
     source, target = Path(gguf), Path(out)
-    kind = _gguf_type(source)
+    kind, parameters = _gguf_type_and_size(source)
+    _check_memory(parameters, memory_bytes, f"{source}, dequantized to float32,")
     _say(f"reading {source.name} ({kind}) and saving it as float32 safetensors")
     import torch
     from transformers import AutoModelForCausalLM
@@ -177,8 +204,8 @@ def dequantize(gguf: str, out: str) -> dict[str, str]:
     return {"weights": plain.get(kind, f"dequantized from {kind} (GGUF)")}
 
 
-def _gguf_type(file: Path) -> str:
-    """The type that most weights in the file have, `Q4_1`. Reads every header, so that damage shows here."""
+def _gguf_type_and_size(file: Path) -> tuple[str, int]:
+    """The type that most weights in the file have, `Q4_1`, and how many there are. Reads every header for damage."""
     from collections import Counter
 
     from gguf import GGUFReader
@@ -191,7 +218,7 @@ def _gguf_type(file: Path) -> str:
         raise ModelError(f"{file} is a corrupt or truncated GGUF file ({_line(err)}). Download it again.") from err
     if not sizes:
         raise ModelError(f"{file} holds no tensors. Download it again.")
-    return sizes.most_common(1)[0][0]
+    return sizes.most_common(1)[0][0], sizes.total()
 
 
 def _save_tokenizer(kind: str, source: Path, out: Path) -> None:

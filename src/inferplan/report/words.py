@@ -155,10 +155,14 @@ def notes(row: Row) -> list[str]:
     return found
 
 
-def footnotes(report: Report) -> list[str]:
-    """What the table needs to be read rightly; only what applies to it."""
+def footnotes(report: Report, *, starred: bool = True) -> list[str]:
+    """What the table needs to be read rightly; only what applies to it.
+
+    Args:
+        starred: the table marks the chosen plan with a star, as `cells` does.
+    """
     rows, found = report.rows, []
-    if report.chosen is not None:
+    if starred and report.chosen is not None:
         found.append("* is the chosen plan.")
     timed = [row for row in rows if row.p50.n]
     if timed:

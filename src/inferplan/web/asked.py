@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import cli, terms
 from ..cost import Prices
-from ..errors import InputError
+from ..engines.base import EngineInfo
+from ..errors import InputError, UnknownNameError
 from ..models import SHIPPED
 from ..plan import OptionValue
 from ..selection import parse_sla
@@ -146,8 +148,11 @@ def check(asked: Asked) -> None:
         parse_prompts(asked.prompts.text, jsonl=asked.prompts.jsonl, source=asked.prompts.name)
 
 
-def begun(asked: Asked) -> Study:
+def begun(asked: Asked, infos: Mapping[str, EngineInfo]) -> Study:
     """The study that the flags ask for, not saved and not started.
+
+    Args:
+        infos: what each engine says of itself here, those asked for among them.
 
     Raises:
         InputError: as the command line would, with the same words.
@@ -157,16 +162,20 @@ def begun(asked: Asked) -> Study:
         for name, text in asked.files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         arguments = cli.parse(["optimize", *asked.flags(folder + "/")])
-        return terms.begun(arguments, parse_sla(asked.sla), terms.space_of(arguments))[0]
+        space = terms.space_of(arguments)
+        if unknown := [name for name in space.engines if name not in infos]:
+            raise UnknownNameError("engine", unknown[0], infos)
+        used = {name: infos[name] for name in space.engines}
+        return terms.begun(arguments, parse_sla(asked.sla), space, used)
 
 
-def start(asked: Asked, store: Path) -> Study:
+def start(asked: Asked, infos: Mapping[str, EngineInfo], store: Path) -> Study:
     """Save the study and run it in a process of its own; it waits while another study holds the machine.
 
     Raises:
         InputError: it cannot be begun, saved or started.
     """
-    study = begun(asked)
+    study = begun(asked, infos)
     with Store(store) as opened:
         save_header(opened, study)
     flags: list[str] = []

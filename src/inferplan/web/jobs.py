@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Literal
 
 import psutil
 
-from .. import locks
+from .. import locks, measure
 from .._codec import decode, encode
 from ..errors import InputError
 
@@ -39,11 +38,17 @@ _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One process that runs a study. `started` is its start in seconds since the epoch, as the system tells it."""
+    """One process that runs a study.
+
+    Attributes:
+        started: its start in seconds since the epoch, as the system tells it.
+        flags: those it was given beyond the study's own, to be given again on resuming.
+    """
 
     study: str
     pid: int
     started: float
+    flags: tuple[str, ...] = ()
 
 
 def directory(store: Path, study: str) -> Path:
@@ -73,13 +78,14 @@ def start(store: Path, study: str, flags: Sequence[str] = ()) -> Job:
             child = subprocess.Popen(
                 command,
                 cwd=place,
+                env=measure.worker_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=os.name == "posix",
             )
         _CHILDREN[child.pid] = child
-        job = Job(study, child.pid, _start_time(child.pid) or time.time())
+        job = Job(study, child.pid, _start_time(child.pid) or time.time(), tuple(flags))
         _write(place / _RECORD, json.dumps(encode(job)))
     except OSError as error:
         raise InputError(f"study {study} cannot be started: {error.strerror or error} ({place})") from error
@@ -87,11 +93,17 @@ def start(store: Path, study: str, flags: Sequence[str] = ()) -> Job:
 
 
 def find(store: Path, study: str) -> Job | None:
-    """The job that last ran `study`; None when no page ever started one."""
+    """The job that last ran `study`, or the command line that runs it now; None when neither is known."""
     try:
-        return decode(Job, json.loads((directory(store, study) / _RECORD).read_text(encoding="utf-8")))
+        job = decode(Job, json.loads((directory(store, study) / _RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return None
+        job = None
+    if job is None or not _alive(job):
+        who = locks.holder()
+        started = _start_time(who.pid) if who is not None and who.study == study else None
+        if who is not None and started is not None and started <= who.since + _SAME_PROCESS_S:
+            return Job(study, who.pid, started)
+    return job
 
 
 def state(job: Job) -> State:
@@ -101,7 +113,7 @@ def state(job: Job) -> State:
     who = locks.holder()
     if who is not None and who.pid == job.pid:
         return "running"
-    return "waiting" if who is not None and psutil.pid_exists(who.pid) else "starting"
+    return "starting" if who is None else "waiting"
 
 
 def cancel(job: Job) -> None:
@@ -110,8 +122,9 @@ def cancel(job: Job) -> None:
         return
     try:
         process = psutil.Process(job.pid)
-        # Windows sends no Ctrl-C to another console; there it is ended, and the sample in flight is lost.
-        process.send_signal(signal.SIGINT) if os.name == "posix" else process.terminate()
+        # SIGTERM, which ends a study as Ctrl-C does; SIGINT is ignored in what a shell put into the background.
+        # Windows has no such signal: there the process is ended at once, and the sample in flight is lost.
+        process.terminate()
     except psutil.Error:
         return
 

@@ -22,7 +22,8 @@ from ..selection import SLA, Objective, Selection, choose
 from ..store import Cost, Store, StudyRow, TrialRow
 from ..study import Study, study_of
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 # A process holds some hundred kB once decoded: this keeps the memory of the server below a few hundred MB.
 _PROCESSES = 4096
@@ -81,11 +82,13 @@ def see(path: Path, id: str) -> Seen:
         key = (path, trials, row.finished, row.id, repr(row.header))
         if key in _SEEN:
             return _SEEN[key]
-        measurements = tuple(
-            _once(_MEASURED, (path, t), lambda t=t: store.measurement(t.id), _PROCESSES) for t in trials
-        )
+        measurements = tuple(_measured(store, path, trial) for trial in trials)
     study = replace(study_of(row.id, row.header), measurements=measurements, finished=row.finished)
     return _once(_SEEN, key, lambda: Seen(study, study.results, trials), _VIEWS)
+
+
+def _measured(store: Store, path: Path, trial: TrialRow) -> Measurement:
+    return _once(_MEASURED, (path, trial), lambda: store.measurement(trial.id), _PROCESSES)
 
 
 def _once(kept: dict[K, V], key: K, make: Callable[[], V], most: int) -> V:

@@ -1,0 +1,156 @@
+"""A study while it runs: a table that fills, the best plan so far, what is left.
+
+Owns what is drawn every few seconds. Each look reads only what is new, because
+whatever this page computes is taken from the cores that are being timed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from .. import locks
+from ..plan import Plan
+from ..progress import duration
+from ..report.numbers import MISSING
+from ..result import PlanResult
+from ..search.exhaustive import Exhaustive
+from ..store import TrialRow
+from ..study import Study
+from . import jobs, reading
+from .parts import Place, safe, table_height
+from .reading import Seen
+
+# A look costs some 20 ms of one core. Plans take tens of seconds, so nobody learns more from looking more often.
+REFRESH_S = 4.0
+
+_STATES = {
+    "starting": "It starts: models are resolved and converted before anything is timed.",
+    "running": "It runs in a process of its own: this page may be closed.",
+}
+
+
+@st.fragment(run_every=REFRESH_S)
+def watch(place: Place, id: str) -> None:
+    """Draw the study as it is now, again and again; the whole page again once it has ended."""
+    job = jobs.find(place.store, id)
+    state = jobs.state(job) if job is not None else "ended"
+    if state == "ended":
+        st.rerun()
+    seen = reading.see(place.store, id)
+    _state(place, seen.study, state)
+    if st.button("Cancel", key="cancel", help="keeps what was measured; it can be resumed"):
+        assert job is not None
+        jobs.cancel(job)
+        st.toast("It ends after cleaning up; what was measured is kept.")
+    _progress(seen)
+    _best(seen)
+    st.dataframe(
+        table(seen.study, seen.results, seen.trials, running=state == "running"),
+        hide_index=True,
+        height=table_height(len(seen.results)),
+        column_config=_COLUMNS,
+        placeholder=MISSING,
+        alt="each plan with its state and its figures so far",
+    )
+
+
+def _state(place: Place, study: Study, state: jobs.State) -> None:
+    if state == "waiting":
+        who = locks.holder()
+        whom = f" ({who})" if who else ""
+        st.info(f"It waits: one timed study at a time on a machine, and another holds it{safe(whom)}.")
+        return
+    said = jobs.log(place.store, study.id, 1)
+    st.info(_STATES[state] + (f" Last word: {safe(said[-1])}" if said else ""))
+
+
+def _progress(seen: Seen) -> None:
+    study = seen.study
+    done = [m for m, t in zip(study.measurements, seen.trials, strict=True) if t.status != "interrupted"]
+    left = remaining(seen)
+    share = len(done) / max(len(done) + left, 1)
+    text = f"{len(done)} of {len(done) + left} processes"
+    if done and left:
+        text += f", about {duration(left * sum(m.wall_s for m in done) / len(done))} left"
+    st.progress(min(share, 1.0), text=text)
+
+
+def remaining(seen: Seen) -> int:
+    """Processes that the search still wants; exact for the current round, an estimate for later ones."""
+    study = seen.study
+    search = Exhaustive(
+        study.plans,
+        study.sla,
+        study.objective,
+        study.prices,
+        study.machine.cores_granted,
+        rounds=study.settings.rounds,
+        all_rounds=study.settings.all_rounds,
+        done=study.measurements,
+    )
+    return search.remaining
+
+
+def _best(seen: Seen) -> None:
+    study = seen.study
+    view = reading.judge(seen, study.sla, study.objective, study.prices)
+    winner = view.selection.winner
+    disturbed = sum(row.disturbed for row in seen.trials)
+    left, middle, right = st.columns([3, 1, 1])
+    if winner is not None and winner.p50_s is not None:
+        left.metric("best plan so far", winner.plan.id)
+        middle.metric("its p50", f"{winner.p50_s * 1000:.0f} ms")
+    else:
+        left.metric("best plan so far", "none shown to meet the SLA yet")
+    right.metric("disturbed samples so far", disturbed, help="other processes took the machine; taken again")
+
+
+_MIB = 1 << 20
+_COLUMNS = {
+    "p50 ms": st.column_config.NumberColumn(format="%.1f"),
+    "tokens/s": st.column_config.NumberColumn(format="%.1f"),
+    "peak MiB": st.column_config.NumberColumn(format="%.0f"),
+    "reason": st.column_config.TextColumn(width="large"),
+}
+
+
+def table(
+    study: Study, results: tuple[PlanResult, ...], trials: tuple[TrialRow, ...], *, running: bool
+) -> dict[str, list[Any]]:
+    """Columns of the live table, a row a plan in the order of the space, then those that cannot run here."""
+    now = trials[-1] if running and trials and trials[-1].status == "interrupted" else None
+    rows = [_row(result, now, running) for result in results]
+    rows += [_blank(plan, "cannot run here", why) for plan, why in study.rejected]
+    return {name: [row[name] for row in rows] for name in _blank(study.space.plans[0], "", "")}
+
+
+def _blank(plan: Plan, state: str, reason: str) -> dict[str, Any]:
+    figures = {"p50 ms": None, "tokens/s": None, "peak MiB": None, "samples": None}
+    return {"plan": plan.id, "state": state, **figures, "reason": reason}
+
+
+def _row(result: PlanResult, now: TrialRow | None, running: bool) -> dict[str, Any]:
+    peak, p50 = result.peak_bytes, result.latency(0.5).value
+    state, reason = _of_plan(result, now, running)
+    return {
+        **_blank(result.plan, state, reason),
+        "p50 ms": None if p50 is None else p50 * 1000,
+        "tokens/s": result.tokens_per_s_mean,
+        "peak MiB": None if peak is None else peak / _MIB,
+        "samples": len(result.samples) or None,
+    }
+
+
+def _of_plan(result: PlanResult, now: TrialRow | None, running: bool) -> tuple[str, str]:
+    if now is not None and now.plan_id == result.plan.id:
+        return "measuring", f"round {now.round}, {now.samples} requests done"
+    if result.status == "ok":
+        disturbed = f"{result.disturbed_count} disturbed samples left out" if result.disturbed_count else ""
+        return f"measured, {result.processes} process{'es' * (result.processes != 1)}", disturbed
+    if result.status == "waiting":
+        return ("waiting", "") if running else ("skipped", "the study ended before it")
+    if result.status == "interrupted":
+        return ("waiting", "interrupted before; will be taken again") if running else ("interrupted", result.reason)
+    return result.status.replace("_", " "), result.reason

@@ -10,14 +10,17 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -184,6 +187,26 @@ def test_the_health_check_tells_well_from_ill(port: int) -> None:
     assert look(port) == 0
     assert look(port, "/nothing") != 0
     assert look(9) != 0, "nobody listens there"
+
+
+@pytest.mark.slow
+def test_the_command_of_the_image_serves_what_the_health_check_asks_for(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = str(probe.getsockname()[1])
+    swapped = {after("--server.address"): "127.0.0.1", after("--server.port"): number}
+    words = [swapped.get(word, word) for word in command()]
+    env = {**os.environ, "HOME": str(tmp_path), "INFERPLAN_STORE": str(tmp_path / "inferplan.db")}
+    with subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=env, stdout=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 60
+            while look(int(number)) != 0:
+                assert server.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+            with urlopen(f"http://127.0.0.1:{number}/_stcore/health", timeout=5) as answer:
+                assert answer.read() == b"ok"  # at an address that it does not know, Streamlit serves the page itself
+        finally:
+            server.kill()
 
 
 # --- .dockerignore ---------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fake_studies
 from inferplan import fits, machine
 
 MIB = 2**20
@@ -49,5 +50,8 @@ def test_an_unknown_precision_has_no_count() -> None:
     assert fits.weights_bytes(101, "q4_k_m") is None
 
 
-def test_what_is_granted_is_what_the_machine_says_and_not_what_is_free() -> None:
+def test_what_counts_is_what_is_granted_and_not_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fits.granted_bytes() == machine.detect().memory_granted_bytes
+    assert fake_studies.MACHINE.memory_granted_bytes < fake_studies.MACHINE.memory_bytes
+    monkeypatch.setattr(machine, "detect", lambda: fake_studies.MACHINE)
+    assert fits.granted_bytes() == fake_studies.MACHINE.memory_granted_bytes

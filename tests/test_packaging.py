@@ -111,8 +111,3 @@ def test_links_between_documents_lead_somewhere() -> None:
         if "://" not in link and not (document.parent / link).exists()
     ]
     assert not dead
-
-
-def test_both_doors_of_the_web_app_have_the_same_settings() -> None:
-    """`streamlit run app.py` reads the first, `inferplan web` of an installed package the second."""
-    assert _read(".streamlit/config.toml") == _read("src/inferplan/web/.streamlit/config.toml")

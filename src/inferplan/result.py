@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from .measurement import Actual, Measurement, Sample, Status
 from .plan import Plan
@@ -19,6 +19,22 @@ PlanStatus = Status | Literal["waiting"]
 
 Observed = tuple[tuple[float, ...], tuple[float, ...]]
 """Observations in full, and lower bounds of those that were cut short."""
+
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """A property that is made once for an object, in its `_made`: nothing that it is made from can change."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make, self._name, self.__doc__ = make, make.__name__, make.__doc__
+
+    def __get__(self, of: PlanResult, kind: object = None) -> T:
+        if self._name not in of._made:
+            of._made[self._name] = self._make(of)
+        found: T = of._made[self._name]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +48,10 @@ class PlanResult:
 
     plan: Plan
     measurements: tuple[Measurement, ...]
-    # Estimates already made: sorting samples again for every question cost most of a re-selection.
-    _made: dict[tuple[str, float, bool], Estimate] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # What was asked before: going through the samples again for every question cost most of a re-selection.
+    _made: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
+    @Kept
     def status(self) -> PlanStatus:
         """`waiting` without a measurement; the last failure, if there is one; `ok` once a process ended well."""
         if not self.measurements:
@@ -62,27 +78,27 @@ class PlanResult:
             return f"none of its {len(self.all_samples)} samples is undisturbed"
         return ""
 
-    @property
+    @Kept
     def ok_measurements(self) -> tuple[Measurement, ...]:
         """The processes that ended well, in the order they were measured."""
         return tuple(m for m in self.measurements if m.status == "ok")
 
-    @property
+    @Kept
     def samples(self) -> tuple[Sample, ...]:
         """Clean samples of the processes that ended well: what the figures are made of."""
         return tuple(s for m in self.ok_measurements for s in m.clean)
 
-    @property
+    @Kept
     def all_samples(self) -> tuple[Sample, ...]:
         """Every sample ever taken, whatever became of its process."""
         return tuple(s for m in self.measurements for s in m.samples)
 
-    @property
+    @Kept
     def disturbed_count(self) -> int:
         """Samples that were left out because something outside disturbed them."""
         return sum(bool(s.disturbed) for m in self.ok_measurements for s in m.samples)
 
-    @property
+    @Kept
     def cut_count(self) -> int:
         """Undisturbed samples that were ended early: known from below only."""
         return sum(s.cut and not s.disturbed for m in self.ok_measurements for s in m.samples)
@@ -92,7 +108,7 @@ class PlanResult:
         """How many processes the figures come from."""
         return len(self.ok_measurements)
 
-    @property
+    @Kept
     def by_process(self) -> tuple[PlanResult, ...]:
         """The same plan, each process that ended well by itself."""
         return tuple(PlanResult(self.plan, (m,)) for m in self.ok_measurements)
@@ -111,11 +127,12 @@ class PlanResult:
 
     def latencies(self, include_disturbed: bool = False) -> Observed:
         """Latencies in seconds, and what is known of those cut short."""
-        return self._observed(include_disturbed, lambda s: s.latency_s, lambda s: s.latency_s)
+        return self._observed("latency", include_disturbed, lambda s: s.latency_s, lambda s: s.latency_s)
 
     def ttfts(self, include_disturbed: bool = False) -> Observed:
         """Times to first token in seconds; a request cut before it took at least as long as it ran."""
         values, unknown = self._observed(
+            "ttft",
             include_disturbed,
             lambda s: s.ttft_s if s.output_tokens else None,
             lambda s: None if s.output_tokens else s.latency_s,
@@ -125,24 +142,24 @@ class PlanResult:
 
     def tpots(self, include_disturbed: bool = False) -> Observed:
         """Times per output token in seconds. Of a request cut short nothing is known: it would have gone on slower."""
-        return self._observed(include_disturbed, lambda s: s.tpot_s, lambda s: 0.0)
+        return self._observed("tpot", include_disturbed, lambda s: s.tpot_s, lambda s: 0.0)
 
-    @property
+    @Kept
     def tokens_per_s_mean(self) -> float | None:
         """Mean over clean samples of output tokens over the whole latency, prefill included."""
         return _mean(s.tokens_per_s for s in self.samples)
 
-    @property
+    @Kept
     def output_tokens_mean(self) -> float | None:
         """Mean over clean samples of the tokens that came out."""
         return _mean(float(s.output_tokens) for s in self.samples)
 
-    @property
+    @Kept
     def latency_mean_s(self) -> float | None:
         """Mean latency of the clean samples; None where some were cut short, for it would flatter the plan."""
         return None if self.cut_count else _mean(s.latency_s for s in self.samples)
 
-    @property
+    @Kept
     def peak_bytes(self) -> int | None:
         """Largest peak memory of its processes; None where none is known."""
         return max(self.peak_bytes_by_process, default=None)
@@ -153,22 +170,22 @@ class PlanResult:
         peaks = (m.memory.peak_bytes for m in self.ok_measurements if m.memory is not None)
         return tuple(b for b in peaks if b is not None)
 
-    @property
+    @Kept
     def load_s(self) -> Estimate:
         """Time to load the artifact, over processes."""
         return process_estimate([m.load_s for m in self.ok_measurements if m.load_s is not None])
 
-    @property
+    @Kept
     def startup_s(self) -> Estimate:
         """Time from starting a process until it was ready to load, over processes."""
         return process_estimate([m.startup_s for m in self.ok_measurements if m.startup_s is not None])
 
-    @property
+    @Kept
     def process_p50_s(self) -> tuple[float | None, ...]:
         """Median latency of each process that ended well; None where it has none."""
         return tuple(one.latency(0.5).value for one in self.by_process)
 
-    @property
+    @Kept
     def process_spread(self) -> float | None:
         """Largest over smallest median latency of its processes; None with fewer than two."""
         known = [p for p in self.process_p50_s if p is not None]
@@ -184,12 +201,12 @@ class PlanResult:
         """Whether it ran with more threads than cores granted."""
         return any(m.oversubscribed for m in self.measurements)
 
-    @property
+    @Kept
     def latencies_by_request(self) -> Mapping[tuple[int, int], float]:
         """Clean latencies in seconds by (round, prompt index): what plans are paired by."""
         return {(m.round, s.index): s.latency_s for m in self.ok_measurements for s in m.clean}
 
-    @property
+    @Kept
     def latency_by_prompt(self) -> Mapping[int, float]:
         """Median clean latency in seconds by prompt index."""
         grouped: dict[int, list[float]] = {}
@@ -202,21 +219,27 @@ class PlanResult:
 
     def _observed(
         self,
+        name: str,
         include_disturbed: bool,
         whole: Callable[[Sample], float | None],
         cut: Callable[[Sample], float | None],
     ) -> Observed:
-        counted = self._counted(include_disturbed)
-        values = (whole(s) for s in counted if not s.cut)
-        bounds = (cut(s) for s in counted if s.cut)
-        return tuple(v for v in values if v is not None), tuple(b for b in bounds if b is not None)
+        key = (name, include_disturbed)
+        if key not in self._made:
+            counted = self._counted(include_disturbed)
+            values = (whole(s) for s in counted if not s.cut)
+            bounds = (cut(s) for s in counted if s.cut)
+            self._made[key] = tuple(v for v in values if v is not None), tuple(b for b in bounds if b is not None)
+        made: Observed = self._made[key]
+        return made
 
     def _estimate(self, name: str, q: float, include_disturbed: bool, observed: Callable[[bool], Observed]) -> Estimate:
         key = (name, q, include_disturbed)
         if key not in self._made:
             values, at_least = observed(include_disturbed)
             self._made[key] = quantile_estimate(values, q, unit="requests", at_least=at_least)
-        return self._made[key]
+        made: Estimate = self._made[key]
+        return made
 
 
 def results(plans: Iterable[Plan], measurements: Iterable[Measurement]) -> tuple[PlanResult, ...]:

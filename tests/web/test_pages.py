@@ -55,7 +55,7 @@ def kept(path: Path, *studies: Study) -> Path:
 
 def words(app: AppTest) -> str:
     """Everything that the page says."""
-    kinds = ("header", "subheader", "markdown", "caption", "info", "warning", "error", "success", "code")
+    kinds = ("title", "header", "markdown", "caption", "info", "warning", "error", "success", "code")
     return "\n".join(values(app, *kinds))
 
 
@@ -68,7 +68,7 @@ def values(app: AppTest, *kinds: str) -> list[str]:
 def test_every_page_draws_on_an_empty_store(page: str, tmp_path: Path) -> None:
     app = opened(page, tmp_path / "none.db")
     assert not app.exception
-    assert app.header
+    assert app.title
 
 
 @pytest.mark.parametrize("name", list(fake_studies.STUDIES))
@@ -100,11 +100,11 @@ def test_moving_the_sla_selects_again_until_none_is_left(tmp_path: Path) -> None
     winner = study.select().winner
     assert winner is not None
     assert winner.plan.id in words(app).replace("\\", "")
-    app.number_input(key=f"if-{study.id}-0-exact").set_value(1.0).run()
+    app.number_input(key=f"if-{study.id}-0-exact-0").set_value(1.0).run()
     said = words(app).replace("\\", "")
     assert "No plan meets p50<=1ms" in said
     assert "What if: p50<=1ms" in said
-    app.number_input(key=f"if-{study.id}-0-exact").set_value(1500.0).run()
+    app.number_input(key=f"if-{study.id}-0-exact-0").set_value(1500.0).run()
     assert "What if: p50" not in words(app).replace("\\", "")
     assert winner.plan.id in words(app).replace("\\", "")
 
@@ -112,10 +112,10 @@ def test_moving_the_sla_selects_again_until_none_is_left(tmp_path: Path) -> None
 def test_the_slider_and_the_exact_entry_follow_each_other(tmp_path: Path) -> None:
     study = fake_studies.chosen()
     app = opened("study", kept(tmp_path / "s.db", study))
-    app.slider(key=f"if-{study.id}-0-slider").set_value(700).run()
-    assert app.number_input(key=f"if-{study.id}-0-exact").value == 700
-    app.number_input(key=f"if-{study.id}-0-exact").set_value(9000.0).run()
-    assert app.slider(key=f"if-{study.id}-0-slider").value == 5000
+    app.slider(key=f"if-{study.id}-0-slider-0").set_value(700).run()
+    assert app.number_input(key=f"if-{study.id}-0-exact-1").value == 700
+    app.number_input(key=f"if-{study.id}-0-exact-1").set_value(9000.0).run()
+    assert app.slider(key=f"if-{study.id}-0-slider-1").value == 5000
     assert "p50<=9000ms" in words(app).replace("\\", "")
 
 
@@ -131,7 +131,7 @@ def test_another_objective_chooses_another_plan(tmp_path: Path) -> None:
     assert thrifty.plan != fast.plan
     app.button_group(key=f"if-{study.id}-0-objective").set_value("memory").run()
     assert not app.exception
-    assert values(app, "subheader")[0].replace("\\", "") == thrifty.plan.id
+    assert values(app, "header")[0].replace("\\", "") == thrifty.plan.id
 
 
 def test_names_and_prompts_are_shown_as_text(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_names_and_prompts_are_shown_as_text(tmp_path: Path) -> None:
     for page in ("study", "history", "compare"):
         app = opened(page, kept(tmp_path / f"{page}.db", study, replace(study, id="20260101-130000-beef")))
         assert not app.exception
-        for text in values(app, "markdown", "caption", "header", "subheader", "info", "warning", "error"):
+        for text in values(app, "markdown", "caption", "title", "header", "info", "warning", "error"):
             assert "<script>" not in text.replace("\\<", "&lt;")
 
 
@@ -166,7 +166,7 @@ def test_the_start_page_counts_plans_and_shows_the_command(tmp_path: Path) -> No
     assert not app.error
     command = app.code[0].value
     assert command.startswith("inferplan optimize --sla 'p50<=1500ms' --models distilgpt2")
-    app.number_input(key="new-exact").set_value(800.0).run()
+    app.number_input(key="new-exact-0").set_value(800.0).run()
     app.multiselect(key="models").set_value(["distilgpt2", "gpt2"]).run()
     assert "p50<=800ms" in app.code[0].value
     assert "distilgpt2 gpt2" in app.code[0].value

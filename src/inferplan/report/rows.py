@@ -7,7 +7,7 @@ units; `words` and the formats turn them into text.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..measurement import Actual
 from ..models import Checkpoint
@@ -33,10 +33,16 @@ class Report:
     study: Study
     selection: Selection
     recipe: str | None = None
+    _rows: list[tuple[Row, ...]] = field(default_factory=list, init=False, repr=False, compare=False)  # made once
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """A row a plan: by p50 latency, then peak memory, then those without figures, then the rejected."""
+        if not self._rows:
+            self._rows.append(self._made())
+        return self._rows[0]
+
+    def _made(self) -> tuple[Row, ...]:
         winner = self.selection.winner.plan if self.selection.winner else None
         measured = tuple(_row(self.study, ranked, ranked.plan == winner) for ranked in self.selection.ranked)
         return measured + tuple(_rejected(self.study, plan, why) for plan, why in self.study.rejected)

@@ -19,7 +19,7 @@ from ..store import Store, StudyRow
 from . import figures, reading
 from .history import name
 from .outcome import chart
-from .parts import Place, complaints, safe, table_height
+from .parts import Place, complaints, safe, shown, table_height
 
 _MIB = 1 << 20
 _FACTORS = {"peak_rss": 1 / _MIB, "tokens_per_s": 1.0}
@@ -28,7 +28,7 @@ _UNITS = {"peak_rss": "MiB", "tokens_per_s": "tokens/s"}
 
 def page(place: Place) -> None:
     """Choose A and B, then see every plan that both hold."""
-    st.header("Compare two studies", anchor=False)
+    st.title("Compare two studies", anchor=False)
     with complaints():
         with Store(place.store) as store:
             rows = store.list_studies()
@@ -108,24 +108,22 @@ def table(comparison: Comparison, metric: str) -> dict[str, list[Any]]:
     for paired in comparison.plans:
         change = paired.change(metric)
         if change is None:
-            figures_: tuple[Any, ...] = (None, None, None, None, None, paired.problem or "not compared")
+            figures_: tuple[Any, ...] = (shown(paired.problem or "not compared"), None, None, None, None, None)
         else:
             scaled = [None if value is None else value * factor for value in (change.a, change.b)]
-            figures_ = (*scaled, change.ratio.value, change.ratio.low, change.ratio.high, change.says)
-        rows.append(dict(zip(names, (paired.plan.id, *figures_), strict=True)))
+            figures_ = (change.says, *scaled, change.ratio.value, change.ratio.low, change.ratio.high)
+        rows.append(dict(zip(names, (shown(paired.plan.id), *figures_), strict=True)))
     return {name: [row[name] for row in rows] for name in names}
 
 
 def _names(metric: str) -> tuple[str, ...]:
     unit = _UNITS.get(metric, "ms")
-    return ("plan", f"A, {unit}", f"B, {unit}", "B / A", "low", "high", "says")
+    return ("plan", "says", f"A, {unit}", f"B, {unit}", "B / A", "low", "high")
 
 
 def _columns(metric: str) -> dict[str, Any]:
-    digits = {0: "", 1: "%.1f", 2: "%.1f", 3: "%.3f", 4: "%.3f", 5: "%.3f"}
-    numbers = {
-        n: st.column_config.NumberColumn(format=digits[i]) for i, n in enumerate(_names(metric)) if digits.get(i)
-    }
+    formats = dict(zip(_names(metric)[2:], ("%.1f", "%.1f", "%.3f", "%.3f", "%.3f"), strict=True))
+    numbers = {name: st.column_config.NumberColumn(format=format) for name, format in formats.items()}
     return {**numbers, "says": st.column_config.TextColumn(width="medium")}
 
 

@@ -6,6 +6,7 @@ Owns how terms are asked for. Leaves what they mean to `sla`, `ranking` and `cos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import streamlit as st
@@ -56,27 +57,41 @@ def sla(key: str, default: SLA) -> tuple[str, ...]:
     return (f"{metric.name}<={limit:.15g}ms", *_further(key, metric, [c for c in default.constraints if c != first]))
 
 
+@dataclass(slots=True)
+class _Limit:
+    """A limit that two widgets show. Each has a number in its key that rises when the other one is moved.
+
+    Writing into a widget's state instead would race: a click that comes before the page is drawn brings the old
+    value of the widget that was written to, which then counts as moved.
+    """
+
+    ms: float
+    slider: int = 0
+    exact: int = 0
+
+
 def limit_ms(key: str, start: float) -> float:
     """A slider from 200 to 5000 ms with an exact entry beside it; the entry may go beyond the slider."""
-    slider, exact = f"{key}-slider", f"{key}-exact"
     low, high = SLIDER_MS
-    if exact not in st.session_state:
-        st.session_state[exact] = float(start)
-        st.session_state[slider] = int(min(max(start, low), high))
+    limit: _Limit = st.session_state.setdefault(f"{key}-limit", _Limit(start))
+    slider, exact = f"{key}-slider-{limit.slider}", f"{key}-exact-{limit.exact}"
 
     def from_slider() -> None:
-        st.session_state[exact] = float(st.session_state[slider])
+        limit.ms = float(st.session_state[slider])
+        limit.exact += 1
 
     def from_exact() -> None:
-        value = st.session_state[exact]
-        st.session_state[slider] = int(min(max(value, low), high)) if value else low
+        if st.session_state[exact] is not None:
+            limit.ms = float(st.session_state[exact])
+            limit.slider += 1
 
     left, right = st.columns([3, 1], vertical_alignment="bottom")
-    left.slider("limit, ms", low, high, step=10, key=slider, on_change=from_slider)
-    value = right.number_input(
-        "exact limit, ms", min_value=0.001, step=10.0, format="%.15g", key=exact, on_change=from_exact
+    at = int(min(max(limit.ms, low), high))
+    left.slider("limit, ms", low, high, value=at, step=10, key=slider, on_change=from_slider)
+    right.number_input(
+        "exact limit, ms", min_value=0.001, value=limit.ms, step=10.0, format="%.15g", key=exact, on_change=from_exact
     )
-    return float(value)
+    return limit.ms
 
 
 def _further(key: str, main: Metric | None, defaults: Sequence[Constraint]) -> list[str]:

@@ -16,14 +16,14 @@ from ..errors import InputError
 from ..store import Store, StudyRow
 from ..study import take_in
 from . import jobs
-from .parts import Place, complaints, safe, table_height
+from .parts import Place, complaints, safe, shown, table_height
 
 _MOST_IMPORT_MB = 50
 
 
 def page(place: Place, open_study: st.Page, start: st.Page) -> None:
     """Draw the list and what can be done with a study."""
-    st.header("History", anchor=False)
+    st.title("History", anchor=False)
     with complaints():
         with Store(place.store) as store:
             rows = store.list_studies()
@@ -42,8 +42,8 @@ def _list(place: Place, rows: Sequence[StudyRow]) -> None:
             "study": [row.id for row in rows],
             "started": [when(row.created_at) for row in rows],
             "state": [_state(place, row) for row in rows],
-            "models": [" ".join(row.header["space"]["models"]) for row in rows],
-            "SLA": [_sla(row.header) for row in rows],
+            "models": [shown(" ".join(row.header["space"]["models"])) for row in rows],
+            "SLA": [shown(_sla(row.header)) for row in rows],
             "processes": [row.trials for row in rows],
             "samples": [row.samples for row in rows],
             "weights": ["synthetic weights" if _synthetic(row.header) else "" for row in rows],
@@ -61,7 +61,7 @@ def when(seconds: float) -> str:
 
 def name(row: StudyRow) -> str:
     """A study in a list to choose from."""
-    return f"{row.id}: {' '.join(row.header['space']['models'])}, {_sla(row.header)}"
+    return shown(f"{row.id}: {' '.join(row.header['space']['models'])}, {_sla(row.header)}")
 
 
 def _state(place: Place, row: StudyRow) -> str:

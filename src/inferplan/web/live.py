@@ -19,7 +19,7 @@ from ..search.exhaustive import Exhaustive
 from ..store import TrialRow
 from ..study import Study
 from . import jobs, reading
-from .parts import Place, safe, table_height
+from .parts import Place, safe, shown, table_height
 from .reading import Seen
 
 # A look costs some 20 ms of one core. Plans take tens of seconds, so nobody learns more from looking more often.
@@ -128,7 +128,7 @@ def table(
 
 def _blank(plan: Plan, state: str, reason: str) -> dict[str, Any]:
     figures = {"p50 ms": None, "tokens/s": None, "peak MiB": None, "samples": None}
-    return {"plan": plan.id, "state": state, **figures, "reason": reason}
+    return {"plan": shown(plan.id), "state": state, **figures, "reason": shown(reason)}
 
 
 def _row(result: PlanResult, now: TrialRow | None, running: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .parts import Place, complaints, engines, safe
 
 def page(place: Place) -> None:
     """What `inferplan doctor --quick` says."""
-    st.header("This machine", anchor=False)
+    st.title("This machine", anchor=False)
     with complaints():
         diagnosis = doctor.diagnose(place.store, engines=engines(), quick=True)
         st.code("\n".join(doctor.lines(diagnosis)), language=None, wrap_lines=True)

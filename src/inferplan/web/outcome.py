@@ -22,15 +22,16 @@ from ..selection import SLA, parse_sla
 from ..store import Store
 from . import controls, figures, reading
 from .figures import Chart
-from .parts import VERDICTS, Place, complaints, facts, marks, recipe, safe, table_height
+from .parts import VERDICTS, Place, complaints, facts, marks, recipe, safe, shown, table_height
 from .reading import Seen, View
 
 _MIB = 1 << 20
 _OUTCOMES = {
     "none_meets": "No plan meets {sla}",
     "undecided": "Undecided: these samples do not show whether a plan meets {sla}",
-    "nothing_measured": "Nothing could be measured yet, so no plan is known to meet {sla}",
+    "nothing_measured": "Nothing is measured, so no plan is known to meet {sla}",
 }
+_FAILURES = 12
 _COMPARED_AT_MOST = 6  # curves that can still be told apart in one chart
 
 
@@ -77,11 +78,12 @@ def _choice(view: View) -> None:
     selection, row = view.selection, view.chosen
     with st.container(border=True, key="choice"):
         if selection.winner is None or row is None:
-            st.subheader(safe(_OUTCOMES.get(selection.outcome, "No plan is chosen").format(sla=selection.sla)))
+            st.header(safe(_OUTCOMES.get(selection.outcome, "No plan is chosen").format(sla=selection.sla)))
             facts(choice(view.report))
+            _failures(view)
             return
         st.caption("Chosen plan")
-        st.subheader(safe(row.plan.id), anchor=False)
+        st.header(safe(row.plan.id), anchor=False)
         badges = [VERDICTS[selection.winner.verdict], f":gray-badge[{safe(margin(selection.winner))}]", *marks(row)]
         st.markdown(" ".join(badges))
         _figures(row)
@@ -89,8 +91,17 @@ def _choice(view: View) -> None:
         _reproduce(view, row)
 
 
+def _failures(view: View) -> None:
+    """Why plans failed, where that is all there is to tell."""
+    failed = [row for row in view.rows if row.reason and row.status not in ("ok", "waiting")]
+    if view.selection.outcome == "nothing_measured" and failed:
+        st.markdown("\n".join(f"- {safe(row.plan.id)}: {safe(row.why or row.reason)}" for row in failed[:_FAILURES]))
+        if len(failed) > _FAILURES:
+            st.caption(f"and {len(failed) - _FAILURES} more, in the table")
+
+
 def _figures(row: Row) -> None:
-    shown = (
+    every = (
         ("p50 [95% interval], ms", interval_ms(row.p50)),
         ("p95 [95% interval], ms", interval_ms(row.p95)),
         ("tokens/s", short(row.tokens_per_s)),
@@ -101,7 +112,7 @@ def _figures(row: Row) -> None:
         ("load, s", short(row.load_s.value)),
     )
     with st.container(horizontal=True):
-        for label, value in shown:
+        for label, value in every:
             st.metric(label, value, border=True, width="content")
 
 
@@ -157,7 +168,7 @@ _VIEWS = ("latency and memory", "p50", "tokens/s", "peak memory", "distribution"
 
 
 def _charts(view: View, rows: list[Row]) -> None:
-    st.subheader("Trade-offs", anchor=False)
+    st.header("Trade-offs", anchor=False)
     note = "synthetic weights" if any(row.synthetic for row in rows) else ""
     kind = st.segmented_control(
         "chart", _VIEWS, default=_VIEWS[0], required=True, key="chart", label_visibility="collapsed"
@@ -221,7 +232,7 @@ _COLUMNS = {
 
 
 def _table(view: View, rows: list[Row]) -> None:
-    st.subheader("All plans", anchor=False)
+    st.header("All plans", anchor=False)
     st.dataframe(
         columns(rows),
         hide_index=True,
@@ -237,7 +248,7 @@ def columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
     """The table by column: numbers as numbers, so that they sort as such; None where there is no figure."""
     every = list(rows)
     of: Mapping[str, Callable[[Row], Any]] = {
-        "plan": lambda r: r.plan.id,
+        "plan": lambda r: shown(r.plan.id),
         "state": _state,
         "p50 ms": lambda r: _ms(r.p50.value),
         "p50 low": lambda r: _ms(r.p50.low),
@@ -249,8 +260,8 @@ def columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
         "peak MiB": lambda r: None if r.peak_bytes is None else r.peak_bytes / _MIB,
         "load s": lambda r: r.load_s.value,
         "USD/Mtok": lambda r: r.usd_per_mtok,
-        "notes": lambda r: "; ".join(notes(r)),
-        "why": lambda r: r.why or r.reason,
+        "notes": lambda r: shown("; ".join(notes(r))),
+        "why": lambda r: shown(r.why or r.reason),
         "samples": lambda r: r.samples,
         "processes": lambda r: r.processes,
     }
@@ -277,7 +288,7 @@ def _downloads(place: Place, view: View) -> None:
         ("report.html", "text/html", lambda: render(view.report, "html")),
         (f"study-{study.id}.json", "application/json", exported),
     )
-    st.subheader("Take it with you", anchor=False)
+    st.header("Take it with you", anchor=False)
     with st.container(horizontal=True):
         for name, mime, make in offered:
             st.download_button(name, make, file_name=name, mime=mime, key=f"download-{name}", on_click="ignore")
@@ -286,5 +297,7 @@ def _downloads(place: Place, view: View) -> None:
 
 def told(view: View) -> None:
     """What was measured, where, and with which models and requests."""
+    short = [fact.text for fact in header(view.report) if fact.label in ("workload", "SLA")]
+    st.caption("  \n".join(safe(text) for text in short))
     with st.expander("What was measured, and where"):
         facts(header(view.report))

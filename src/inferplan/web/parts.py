@@ -24,6 +24,8 @@ from ..report import Row
 from ..report.words import Fact
 
 _PUNCTUATION = re.compile("([" + re.escape(string.punctuation) + "])")
+# An address becomes a link whatever is escaped in it; a character without width takes it apart.
+_LINK, _JOINER = re.compile(r"(:(?=//)|www|@)", re.IGNORECASE), "\u2060"
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -35,10 +37,14 @@ class Place:
     models: Path | None = None
 
 
+def shown(text: object) -> str:
+    """`text` for a table or a list: without control characters, and without those that turn the reading direction."""
+    return _UNSEEN.sub("?", str(text)).replace("\n", " ")
+
+
 def safe(text: object) -> str:
     """`text` as Markdown that shows just that: no link, no formula, no HTML, no control characters."""
-    plain = _UNSEEN.sub("?", str(text)).replace("\n", " ")
-    return _PUNCTUATION.sub(r"\\\1", plain)
+    return _PUNCTUATION.sub(r"\\\1", _LINK.sub(f"\\1{_JOINER}", shown(text)))
 
 
 @contextmanager

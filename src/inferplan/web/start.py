@@ -39,7 +39,7 @@ _WEIGHTS = {
 
 def page(place: Place, open_study: st.Page) -> None:
     """Draw the form; its button starts the study and goes to its page."""
-    st.header("New study", anchor=False)
+    st.title("New study", anchor=False)
     infos = engines()
     with complaints():
         wrong: list[InferplanError] = []
@@ -54,17 +54,17 @@ def _form(place: Place, infos: Mapping[str, EngineInfo], wrong: list[InferplanEr
     """What is asked for; what is wrong with it goes to `wrong`, and every control is drawn in any case."""
     prices = Prices()
     with st.container(border=True):
-        st.subheader("What to measure")
+        st.header("What to measure")
         models = _models(place, wrong)
         chosen = st.multiselect("engines", list(infos), default=list(infos)[:1], key="engines")
         precisions, kv_cache, options = _axes({name: infos[name] for name in chosen}, wrong)
         threads = _threads()
     with st.container(border=True):
-        st.subheader("SLA")
+        st.header("SLA")
         sla = controls.sla("new", parse_sla(["p50<=1500ms"]))
         objective = controls.objective("new", Objective())
     with st.container(border=True):
-        st.subheader("Requests")
+        st.header("Requests")
         st.caption("One request at a time; every engine gives exactly so many tokens, decoded greedily.")
         prompts, lengths = _prompts(wrong)
         tokens = int(st.number_input("max_new_tokens", min_value=1, value=64, step=1, key="tokens"))
@@ -224,7 +224,7 @@ def _summary(place: Place, wanted: Asked, infos: Mapping[str, EngineInfo], open_
     expected = forecast(study.plans, study.workload, reading.costs(place.store), wanted.rounds)
     with st.container(border=True):
         count = len(study.plans)
-        st.subheader(f"{count} plan{'' if count == 1 else 's'}", anchor=False)
+        st.header(f"{count} plan{'' if count == 1 else 's'}", anchor=False)
         st.markdown(_how_long(expected))
         _rejected(study)
         st.caption("The same from a terminal:")

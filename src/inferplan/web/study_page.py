@@ -22,7 +22,7 @@ def page(place: Place, start: st.Page) -> None:
     with complaints():
         id = _which(place)
         if id is None:
-            st.header("No study yet")
+            st.title("No study yet")
             st.page_link(start, label="Start the first one", icon=":material/add:")
             return
         _study(place, id)
@@ -46,7 +46,7 @@ def _study(place: Place, id: str) -> None:
     seen = reading.see(place.store, id)
     study = seen.study
     view = reading.judge(seen, study.sla, study.objective, study.prices)
-    st.header(safe(title(view.report)), anchor=False)
+    st.title(safe(title(view.report)), anchor=False)
     if study.synthetic:
         st.warning(
             "Synthetic weights: time and memory are those of the architecture, the text that comes out means nothing.",

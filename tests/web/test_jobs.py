@@ -120,7 +120,7 @@ def test_a_killed_study_has_ended_and_its_samples_are_kept(store: Path, infos: M
 
 
 def test_a_second_study_waits_while_another_holds_the_machine(store: Path, infos: Mapping[str, EngineInfo]) -> None:
-    with locks.machine_lock("the other"):
+    with locks.machine_lock("the other", wait=True):
         begun = asking.start(QUICK, infos, store)
         job = jobs.find(store, begun.id)
         assert job is not None
@@ -144,7 +144,7 @@ def test_a_private_study_is_given_its_prompts_and_keeps_only_hashes(
 
 
 def test_a_study_on_the_command_line_is_found_too(store: Path) -> None:
-    with locks.machine_lock("by-hand"):
+    with locks.machine_lock("by-hand", wait=True):
         job = jobs.find(store, "by-hand")
         assert job is not None
         assert (job.pid, jobs.state(job)) == (os.getpid(), "running")

@@ -112,3 +112,19 @@ def test_costs_are_of_studies_on_this_machine_alone(tmp_path: Path) -> None:
     assert len(costs) == len(ok)
     assert sum(c.requests_s for c in costs) == pytest.approx(sum(s.latency_s for m in ok for s in m.samples))
     assert sum(c.tokens for c in costs) == sum(s.output_tokens for m in ok for s in m.samples)
+
+
+def test_a_running_process_changes_nothing_that_is_judged_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    empty = fake_studies.empty()
+    first, second = empty.plans[:2]
+    with Store(path) as store:
+        keep(store, replace(empty, measurements=(factories.measurement(first, [1.0] * 8),)))
+        before = reading.ended(reading.see(path, empty.id))
+        trial = store.begin_trial(empty.id, second, 1, 1.0)
+        store.add_sample(trial, factories.sample(0, 1.0))
+        assert reading.ended(reading.see(path, empty.id)) is before
+        store.finish_trial(trial, factories.measurement(second, [1.0]))
+        after = reading.ended(reading.see(path, empty.id))
+    assert after is not before
+    assert [m.plan for m in after.study.measurements] == [first, second]

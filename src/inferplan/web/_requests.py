@@ -45,6 +45,11 @@ class TimeSplit:
         }
 
     @property
+    def main(self) -> dict[str, float]:
+        """The segments that take at least a thousandth of the whole: the others would not be seen."""
+        return {part: value for part, value in self.segments.items() if value and value >= self.total_s / 1000}
+
+    @property
     def total_s(self) -> float:
         """All of it."""
         return sum(self.segments.values())
@@ -163,11 +168,11 @@ def time_split(results: Sequence[PlanResult], labels: Sequence[str], note: str =
             f"{part}: {short(value)} s, {percent(value / parts.total_s if parts.total_s else None)} of the whole"
             for (r, _, parts), value in zip(shown, values, strict=True)
         ]
-        if any(value >= 1e-3 * parts.total_s for (_, _, parts), value in zip(shown, values, strict=True)):
+        if any(part in parts.main for _, _, parts in shown):
             traces.append(looks.bar_trace(part, range(len(shown)), values, looks.style(place), hover))
     x = looks.scale([parts.total_s for _, _, parts in shown], room=0.04, log=False)
     title = says.titled("Where the time of a request goes", note, len(shown), len(known))
-    y = looks.places([name for _, name, _ in shown])
+    y = looks.places([name for _, name, _ in shown], lines=False)
     height = looks.ROW_PX * len(shown) + 20
     made = looks.layout(title, height, x.axis("mean seconds of a request"), y, looks.legend(traces))
     made |= {"barmode": "stack", "dragmode": False}
@@ -183,7 +188,7 @@ def time_split(results: Sequence[PlanResult], labels: Sequence[str], note: str =
 
 
 def _split_says(name: str, parts: TimeSplit) -> str:
-    return f"{name} " + ", ".join(f"{part} {short(value)} s" for part, value in parts.segments.items() if value)
+    return f"{name} " + ", ".join(f"{part} {short(value)} s" for part, value in parts.main.items())
 
 
 def ratios(names: Sequence[str], values: Sequence[Ratio], title: str, note: str = "") -> Chart | None:

@@ -42,7 +42,7 @@ GRID = "rgba(128, 128, 128, 0.25)"
 CLEAR = "rgba(0, 0, 0, 0)"
 MAX_ROWS = 60  # more bars than that are not read, and make a page of several screens
 ROW_PX = 22  # one line of a small font and some air
-TITLE_CHARS = 40  # what a line of a title holds at 390 px
+TITLE_CHARS = 44  # what a line of a title holds at 390 px
 HOVER_CHARS = 44
 _LEGEND_PX = 340  # the width of a legend on a page of 390 px
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
@@ -104,6 +104,7 @@ class Scale:
             "range": [self.low, self.high],
             "uirevision": "log" if self.log else "linear",  # a zoom on one of them means nothing on the other
             "automargin": True,
+            "showgrid": True,
             "gridcolor": GRID,
             "zeroline": False,
         }
@@ -126,7 +127,7 @@ def marker_trace(name: str, marks: Sequence[Mark], look: Style) -> dict[str, Any
     }  # fmt: skip
     if any(m.low is not None or m.high is not None for m in marks):
         trace["error_x"] = {
-            "type": "data", "symmetric": False, "thickness": 1.5, "width": 4, "color": look.colour,
+            "type": "data", "symmetric": False, "thickness": 2, "width": 0, "color": look.colour,
             "array": [0.0 if m.high is None else max(0.0, m.high - m.x) for m in marks],
             "arrayminus": [0.0 if m.low is None else max(0.0, m.x - m.low) for m in marks],
         }  # fmt: skip
@@ -148,7 +149,7 @@ def verdict_keys(verdicts: Iterable[str]) -> list[dict[str, Any]]:
     return [
         {
             "type": "scatter", "mode": "markers", "name": verdict, "x": [None], "y": [None], "hoverinfo": "skip",
-            "marker": {"size": 11, "color": GREY, "symbol": "circle" + mark, "line": {"width": 1.5}},
+            "marker": {"size": 11, "color": GREY, "symbol": "circle" + mark, "line": {"width": 1.5, "color": EDGE}},
         }
         for verdict, mark in VERDICTS.items()
         if verdict in found
@@ -239,12 +240,13 @@ def scale(
     return Scale(False, low - room * span, high + room * span)
 
 
-def places(names: Sequence[str], chosen: int | None = None) -> dict[str, Any]:
+def places(names: Sequence[str], chosen: int | None = None, lines: bool = True) -> dict[str, Any]:
     """A y axis with a name at each of 0, 1, 2, ... from the top; two plans of one name keep their own lines.
 
     Args:
         names: short names, not yet escaped.
         chosen: the place that gets a star.
+        lines: lead the eye from a name to its marker; a bar does without.
     """
     texts = [f"<b>★ {plain(name)}</b>" if i == chosen else plain(name) for i, name in enumerate(names)]
     return {
@@ -255,6 +257,7 @@ def places(names: Sequence[str], chosen: int | None = None) -> dict[str, Any]:
         "range": [len(names) - 0.4, -0.6],
         "automargin": True,
         "fixedrange": True,
+        "showgrid": lines,
         "gridcolor": GRID,
         "zeroline": False,
     }
@@ -273,8 +276,8 @@ def layout(title: str, plot_px: int, x: dict[str, Any], y: dict[str, Any], legen
     return {
         "title": {
             "text": text, "font": {"size": 15}, "automargin": False,
-            "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top",
-            "pad": {"t": 6, "l": 4},
+            "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom",
+            "pad": {"b": 26, "l": 4},
         },
         "height": top + plot_px + legend_px(legend) + 48,
         "margin": {"l": 8, "r": 16, "t": top, "b": 8},
@@ -284,7 +287,8 @@ def layout(title: str, plot_px: int, x: dict[str, Any], y: dict[str, Any], legen
         "yaxis": y,
         "legend": {
             "orientation": "h", "font": {"size": 12}, "bgcolor": CLEAR, "title": {"text": ""}, "itemsizing": "constant",
-            "x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom",
+            "x": 0, "xref": "container", "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom",
+            "traceorder": "normal",
         },
         "showlegend": bool(legend),
         "hovermode": "closest",

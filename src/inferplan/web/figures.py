@@ -144,13 +144,14 @@ def _bars(
             traces.append(looks.bar_trace(_group_name(group), [p for p, _ in mine], values, look, hover, texts))
     full = says.titled(title, note, len(shown), len(measured))
     x = looks.scale([s.value for s in shown], room=0.3, log=False)
-    made = _by_plan(full, shown, x.axis(axis), traces)
+    made = _by_plan(full, shown, x.axis(axis), traces, lines=False)
     made["barmode"] = "overlay"  # a place holds one bar
     rising = unit == "MiB"
     ordered = sorted(measured, key=lambda s: s.value if rising else -s.value)
     alt = says.sentences(
         f"{title} of {_counted(shown, measured, rows)}",
         _chosen(measured, lambda s: f"{short(s.value)} {unit}"),
+        "✕ misses the SLA, ? is undecided" if differ else "",
         ("Least: " if rising else "Most: ") + says.listed([f"{s.name} {short(s.value)} {unit}" for s in ordered]),
     )
     return Chart(full, looks.figure(traces, made), alt)
@@ -187,9 +188,11 @@ def _first(measured: list[_Shown]) -> list[_Shown]:
     return shown[: MAX_ROWS - len(later)] + later
 
 
-def _by_plan(title: str, shown: list[_Shown], x: dict[str, Any], traces: list[dict[str, Any]]) -> dict[str, Any]:
+def _by_plan(
+    title: str, shown: list[_Shown], x: dict[str, Any], traces: list[dict[str, Any]], lines: bool = True
+) -> dict[str, Any]:
     chosen = next((place for place, s in enumerate(shown) if s.row.chosen), None)
-    y = looks.places([s.name for s in shown], chosen)
+    y = looks.places([s.name for s in shown], chosen, lines)
     # Without dragging: a finger on a chart as high as the screen is to scroll the page.
     return {**looks.layout(title, looks.ROW_PX * len(shown) + 20, x, y, looks.legend(traces)), "dragmode": False}
 
@@ -198,7 +201,7 @@ def _pointed(name: str, a: float, b: float, x: Scale, y: Scale) -> dict[str, Any
     """The chosen plan's name, on the side that has room, in lines short enough for a narrow page."""
     left, low = x.share(a) < 0.5, y.share(b) < 0.7
     return {
-        "x": x.at(a), "y": y.at(b), "text": wrapped(name, 20), "showarrow": False, "font": {"size": 12},
+        "x": x.at(a), "y": y.at(b), "text": wrapped(name, 22), "showarrow": False, "font": {"size": 12},
         "xanchor": "left" if left else "right", "align": "left" if left else "right", "xshift": 8 if left else -8,
         "yanchor": "bottom" if low else "top", "yshift": 6 if low else -6,
     }  # fmt: skip
@@ -241,6 +244,6 @@ def _counted(shown: list[_Shown], measured: list[_Shown], rows: Sequence[Row]) -
 
 
 def _at_the_end(s: _Shown, differ: bool) -> str:
-    """What stands at the end of a bar: its number, and what the SLA says where that differs among plans."""
-    verdict = s.row.verdict if differ and s.row.verdict != "meets" else ""
-    return " ".join(filter(None, [short(s.value), "★" * s.row.chosen, verdict]))
+    """What stands at the end of a bar: its number, and a sign of the verdict where that differs among plans."""
+    sign = {"misses": "✕", "undecided": "?"}.get(s.row.verdict, "") if differ else ""
+    return " ".join(filter(None, [short(s.value), "★" * s.row.chosen, sign]))

@@ -6,6 +6,7 @@ whatever this page computes is taken from the cores that are being timed.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import streamlit as st
@@ -44,12 +45,13 @@ def watch(place: Place, id: str) -> None:
         assert job is not None
         jobs.cancel(job)
         st.toast("It ends after cleaning up; what was measured is kept.")
-    _progress(seen)
-    _best(seen)
+    ended = reading.ended(seen)
+    _progress(ended)
+    _best(ended, sum(trial.disturbed for trial in seen.trials))
     st.dataframe(
-        table(seen.study, seen.results, seen.trials, running=state == "running"),
+        table(seen.study, ended.results, seen.trials, running=state == "running"),
         hide_index=True,
-        height=table_height(len(seen.results)),
+        height=table_height(len(ended.results)),
         column_config=_COLUMNS,
         placeholder=MISSING,
         alt="each plan with its state and its figures so far",
@@ -67,8 +69,7 @@ def _state(place: Place, study: Study, state: jobs.State) -> None:
 
 
 def _progress(seen: Seen) -> None:
-    study = seen.study
-    done = [m for m, t in zip(study.measurements, seen.trials, strict=True) if t.status != "interrupted"]
+    done = seen.study.measurements
     left = remaining(seen)
     share = len(done) / max(len(done) + left, 1)
     text = f"{len(done)} of {len(done) + left} processes"
@@ -77,6 +78,7 @@ def _progress(seen: Seen) -> None:
     st.progress(min(share, 1.0), text=text)
 
 
+@lru_cache(maxsize=8)
 def remaining(seen: Seen) -> int:
     """Processes that the search still wants; exact for the current round, an estimate for later ones."""
     study = seen.study
@@ -93,22 +95,23 @@ def remaining(seen: Seen) -> int:
     return search.remaining
 
 
-def _best(seen: Seen) -> None:
+def _best(seen: Seen, disturbed: int) -> None:
     study = seen.study
     view = reading.judge(seen, study.sla, study.objective, study.prices)
     winner = view.selection.winner
-    disturbed = sum(row.disturbed for row in seen.trials)
-    left, middle, right = st.columns([3, 1, 1])
+    best = "none is shown to meet the SLA yet"
     if winner is not None and winner.p50_s is not None:
-        left.metric("best plan so far", winner.plan.id)
-        middle.metric("its p50", f"{winner.p50_s * 1000:.0f} ms")
-    else:
-        left.metric("best plan so far", "none shown to meet the SLA yet")
-    right.metric("disturbed samples so far", disturbed, help="other processes took the machine; taken again")
+        best = f"{winner.plan.id}, p50 {winner.p50_s * 1000:.0f} ms"
+    st.markdown(
+        f"**Best plan so far:** {safe(best)}  \n"
+        f"**Disturbed samples so far:** {disturbed} (other processes took the machine; such a sample is taken again)"
+    )
 
 
 _MIB = 1 << 20
 _COLUMNS = {
+    "plan": st.column_config.TextColumn(width="medium"),
+    "state": st.column_config.TextColumn(width="medium"),
     "p50 ms": st.column_config.NumberColumn(format="%.1f"),
     "tokens/s": st.column_config.NumberColumn(format="%.1f"),
     "peak MiB": st.column_config.NumberColumn(format="%.0f"),

@@ -53,7 +53,7 @@ def _what_if(seen: Seen) -> View:
     study = seen.study
     turn = st.session_state.get(f"turn-{study.id}", 0)
     key = f"if-{study.id}-{turn}"
-    with st.expander("What if: another SLA, objective, memory limit or price", key=f"{key}-open"):
+    with st.expander("What if: another SLA, objective, memory limit or price", key=f"if-{study.id}-open"):
         st.caption("Re-selects from what was measured; nothing is run again.")
         sla = parse_sla(controls.sla(key, study.sla))
         objective = controls.objective(key, study.objective)

@@ -100,6 +100,19 @@ def _once(kept: dict[K, V], key: K, make: Callable[[], V], most: int) -> V:
     return found
 
 
+def ended(seen: Seen) -> Seen:
+    """The study as if the process that runs had not begun: what a live page judges.
+
+    A sample of a running process counts in no figure, so this changes only when a
+    process ends, and whatever was made from it before is still there.
+    """
+    kept = [i for i, trial in enumerate(seen.trials) if trial.status != "interrupted"]
+    trials = tuple(seen.trials[i] for i in kept)
+    study = replace(seen.study, measurements=tuple(seen.study.measurements[i] for i in kept))
+    key = ("ended", study.id, study.created_at, study.checkpoints, trials)
+    return _once(_SEEN, key, lambda: Seen(study, study.results, trials), _VIEWS)
+
+
 def judge(seen: Seen, sla: SLA, objective: Objective, prices: Prices, recipe: str | None = None) -> View:
     """What is chosen under these terms, from what was measured; nothing is run."""
     return _judged(seen, sla, objective, prices, recipe)

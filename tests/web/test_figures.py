@@ -266,7 +266,8 @@ def test_a_marker_tells_the_verdict_and_the_chosen_plan_has_a_star_and_its_name(
 
 def test_bars_say_the_verdict_only_where_it_differs() -> None:
     mixed = [row(100, verdict="meets"), row(200, verdict="misses", plan=plan(precision="int8"))]
-    assert [t["text"] for t in group_traces(figures.throughput(mixed))] == [["80.0"], ["40.0 misses"]]
+    assert [t["text"] for t in group_traces(figures.throughput(mixed))] == [["80.0"], ["40.0 ✕"]]
+    assert "✕ misses the SLA" in made(figures.throughput(mixed)).alt
     alike = [replace(r, verdict="misses") for r in mixed]
     assert [t["text"] for t in group_traces(figures.throughput(alike))] == [["80.0"], ["40.0"]]
 
@@ -350,6 +351,15 @@ def test_five_hundred_plans_make_few_traces_and_sixty_bars() -> None:
 def test_a_chart_is_higher_with_more_plans() -> None:
     heights = [spec(figures.memory(many(n)))["layout"]["height"] for n in (1, 20, 60, 61)]
     assert heights[0] < heights[1] < heights[2] == heights[3]
+
+
+def test_a_finger_on_a_high_chart_scrolls_the_page_and_on_a_low_one_zooms() -> None:
+    trade_off, *by_plan = by_rows(many(60))
+    for chart in by_plan:
+        layout = spec(chart)["layout"]
+        assert layout["dragmode"] is False
+        assert layout["xaxis"]["fixedrange"] and layout["yaxis"]["fixedrange"]
+    assert not spec(trade_off)["layout"]["xaxis"].get("fixedrange")
 
 
 def test_long_names_are_clipped_on_the_axis_and_whole_when_pointed_at() -> None:

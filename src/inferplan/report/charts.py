@@ -50,7 +50,7 @@ def charts(rows: Sequence[Row], labels: Sequence[str], sla_s: float | None, synt
         sla_s: the limit on the p50 latency in seconds, when there is one.
         synthetic: whether any of the plans runs synthetic weights, which every chart then says.
     """
-    named = [(row, _clip(label)) for row, label in zip(rows, labels, strict=True)]
+    named = [(row, clip(label)) for row, label in zip(rows, labels, strict=True)]
     timed = [(row, label) for row, label in named if row.p50.value is not None]
     rated = [(row, label) for row, label in named if row.tokens_per_s is not None]
     sized = [(row, label) for row, label in named if row.peak_bytes is not None]
@@ -83,7 +83,8 @@ def _whole(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _clip(label: str) -> str:
+def clip(label: str) -> str:
+    """A label short enough for an axis: cut in the middle, where names differ least."""
     clean = "".join(ch if ch.isprintable() else "?" for ch in label)
     half = LABEL_CHARS // 2
     return clean if len(clean) <= LABEL_CHARS else f"{clean[: half - 1]}…{clean[-half:]}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ..report.charts import _clip as clip  # one rule for names, here and in the HTML report
+from ..report.charts import clip as clip  # one rule for names, here and in the HTML report
 from ..report.numbers import milliseconds, percent, short
 from ..result import PlanResult
 from ..stats import TIE_WITHIN, Ratio
@@ -175,7 +175,7 @@ def time_split(results: Sequence[PlanResult], labels: Sequence[str], note: str =
     y = looks.places([name for _, name, _ in shown], lines=False)
     height = looks.ROW_PX * len(shown) + 20
     made = looks.layout(title, height, x.axis("mean seconds of a request"), y, looks.legend(traces))
-    made |= {"barmode": "stack", "dragmode": False}
+    made = {**looks.still(made), "barmode": "stack"}
     unknown = sum(parts.between_s is None for _, _, parts in shown)
     alt = says.sentences(
         f"Mean seconds of a request of {says.plans(len(shown), len(known))} by where they go"
@@ -215,7 +215,7 @@ def ratios(names: Sequence[str], values: Sequence[Ratio], title: str, note: str 
     full = says.titled(f"{title}, B over A", note, len(shown), len(found))
     y = looks.places([name for name, _, _ in shown])
     made = looks.layout(full, looks.ROW_PX * len(shown) + 20, x.axis("ratio B/A, with its interval"), y, [])
-    made |= {"shapes": looks.ratio_band(*band), "dragmode": False}
+    made = {**looks.still(made), "shapes": looks.ratio_band(*band)}
     alt = says.sentences(
         f"{printable(title)}, B over A: {len(found)} ratio{'' if len(found) == 1 else 's'}"
         + says.left_out(len(names) - len(found), "a ratio"),

@@ -44,6 +44,7 @@ MAX_ROWS = 60  # more bars than that are not read, and make a page of several sc
 ROW_PX = 22  # one line of a small font and some air
 TITLE_CHARS = 44  # what a line of a title holds at 390 px
 HOVER_CHARS = 44
+_AXIS_PX = 52  # an axis's numbers and title
 _LEGEND_PX = 340  # the width of a legend on a page of 390 px
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
 
@@ -263,6 +264,11 @@ def places(names: Sequence[str], chosen: int | None = None, lines: bool = True) 
     }
 
 
+def still(made: dict[str, Any]) -> dict[str, Any]:
+    """The layout without zoom and drag: a finger on a chart as high as the screen is to scroll the page."""
+    return {**made, "xaxis": {**made["xaxis"], "fixedrange": True}, "dragmode": False}
+
+
 def layout(title: str, plot_px: int, x: dict[str, Any], y: dict[str, Any], legend: Sequence[str]) -> dict[str, Any]:
     """A layout that fits a page of 390 px as well as a wide one.
 
@@ -271,15 +277,20 @@ def layout(title: str, plot_px: int, x: dict[str, Any], y: dict[str, Any], legen
         plot_px: height of the plot without title and legend.
         legend: the names in the legend, for the height it takes.
     """
-    text = wrapped(title, TITLE_CHARS)
-    top = 20 * (text.count("<br>") + 1) + 28  # the label of a limit stands between the title and the plot
+    head, _, note = title.rpartition(" (")
+    whole = not head or len(title) <= TITLE_CHARS
+    text = (
+        wrapped(title, TITLE_CHARS) if whole else f"{wrapped(head, TITLE_CHARS)}<br>{wrapped(f'({note}', TITLE_CHARS)}"
+    )
+    lower = 20 * text.count("<br>")  # Plotly takes the first line's place for that of them all
+    top = 48 + lower  # the label of a limit stands between the title and the plot
     return {
         "title": {
             "text": text, "font": {"size": 15}, "automargin": False,
             "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom",
-            "pad": {"b": 26, "l": 4},
+            "pad": {"b": 26 + lower, "l": 4},
         },
-        "height": top + plot_px + legend_px(legend) + 48,
+        "height": top + plot_px + legend_px(legend) + _AXIS_PX,
         "margin": {"l": 8, "r": 16, "t": top, "b": 8},
         "paper_bgcolor": CLEAR,
         "plot_bgcolor": CLEAR,
@@ -287,8 +298,8 @@ def layout(title: str, plot_px: int, x: dict[str, Any], y: dict[str, Any], legen
         "yaxis": y,
         "legend": {
             "orientation": "h", "font": {"size": 12}, "bgcolor": CLEAR, "title": {"text": ""}, "itemsizing": "constant",
-            "x": 0, "xref": "container", "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom",
-            "traceorder": "normal",
+            # Only a legend that begins left of the plot and below it may be wider than the plot (plotly.js 4.1).
+            "x": -0.001, "xanchor": "left", "y": -_AXIS_PX / plot_px, "yanchor": "top", "traceorder": "normal",
         },
         "showlegend": bool(legend),
         "hovermode": "closest",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..report.charts import _clip as clip  # one rule for names, here and in the HTML report
+from ..report.charts import clip as clip  # one rule for names, here and in the HTML report
 from ..report.charts import pareto_front
 from ..report.numbers import MIB, interval_ms, mebibytes, short
 from ..report.rows import Row
@@ -193,8 +193,7 @@ def _by_plan(
 ) -> dict[str, Any]:
     chosen = next((place for place, s in enumerate(shown) if s.row.chosen), None)
     y = looks.places([s.name for s in shown], chosen, lines)
-    # Without dragging: a finger on a chart as high as the screen is to scroll the page.
-    return {**looks.layout(title, looks.ROW_PX * len(shown) + 20, x, y, looks.legend(traces)), "dragmode": False}
+    return looks.still(looks.layout(title, looks.ROW_PX * len(shown) + 20, x, y, looks.legend(traces)))
 
 
 def _pointed(name: str, a: float, b: float, x: Scale, y: Scale) -> dict[str, Any]:

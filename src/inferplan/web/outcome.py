@@ -173,16 +173,16 @@ def _charts(view: View, rows: list[Row]) -> None:
     kind = st.segmented_control(
         "chart", _VIEWS, default=_VIEWS[0], required=True, key="chart", label_visibility="collapsed"
     )
-    sla = view.selection.sla
+    sla, groups = view.selection.sla, figures.groups_of(view.rows)  # of all, so that a filter changes no colour
     made: Chart | None
     if kind == _VIEWS[0]:
-        made = figures.trade_off(rows, sla, note)
+        made = figures.trade_off(rows, sla, note, groups)
     elif kind == _VIEWS[1]:
-        made = figures.latency(rows, sla, note)
+        made = figures.latency(rows, sla, note, groups)
     elif kind == _VIEWS[2]:
-        made = figures.throughput(rows, note)
+        made = figures.throughput(rows, note, groups)
     elif kind == _VIEWS[3]:
-        made = figures.memory(rows, note)
+        made = figures.memory(rows, note, groups)
     else:
         made = _of_requests(view, rows, kind, note)
     chart(made)

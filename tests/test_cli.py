@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from inferplan import cli
+from inferplan.store import Store, default_store_path
+from inferplan.study import load
 
 FAST = ["--engines", "fake", "--models", "tiny", "--threads", "1", "--max-new-tokens", "4", "--no-lock", "--no-watch"]
 
@@ -165,6 +168,21 @@ def test_few_prompts_work_and_say_what_cannot_be_said(tmp_path: Path, capsys: py
     prompts.write_text("one\ntwo\n")
     assert cli.main(optimize("--prompts", str(prompts), "--rounds", "1")) == 4
     assert "5" in capsys.readouterr().out
+
+
+def test_prompts_come_from_standard_input_as_json_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = '{"prompt": "one"}\n{"prompt": "two", "max_new_tokens": 2}\n'
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert cli.main(optimize("--prompts", "-")) in (0, 4)
+    with Store(default_store_path()) as store:
+        workload = load(store, "latest").workload
+    assert [prompt.text for prompt in workload.prompts] == ["one", "two"]
+    assert workload.output_tokens(1) == 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO("no JSON here"))
+    assert cli.main(optimize("--prompts", "-")) == 2
+    assert "standard input, line 1" in capsys.readouterr().err
 
 
 BAD = [

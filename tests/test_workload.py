@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferplan.errors import WorkloadError
-from inferplan.workload import Prompt, Workload, parse_prompts, read_prompts
+from inferplan.workload import Prompt, Workload, parse_prompts, read_prompts, to_jsonl
 
 _line = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
@@ -24,6 +24,22 @@ def test_a_line_is_a_prompt(lines: list[str]) -> None:
 def test_jsonl_holds_the_same_prompts(lines: list[str]) -> None:
     text = "\n".join(json.dumps({"prompt": line}, ensure_ascii=False) for line in lines)
     assert [p.text for p in parse_prompts(text, jsonl=True)] == lines
+
+
+_content = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+_prompt = st.one_of(
+    st.builds(lambda text, n: Prompt(text=text, max_new_tokens=n), _content, st.none() | st.integers(1, 99)),
+    st.builds(
+        lambda messages, n: Prompt(messages=tuple(messages), max_new_tokens=n),
+        st.lists(st.tuples(st.sampled_from(["user", "system"]), _content), min_size=1, max_size=3),
+        st.none() | st.integers(1, 99),
+    ),
+)
+
+
+@given(st.lists(_prompt, min_size=1, max_size=5))
+def test_prompts_written_as_json_lines_are_read_back_as_they_were(prompts: list[Prompt]) -> None:
+    assert list(parse_prompts(to_jsonl(prompts), jsonl=True)) == prompts
 
 
 def test_messages_and_lengths_are_read(tmp_path: Path) -> None:

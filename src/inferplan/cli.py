@@ -337,7 +337,8 @@ def _workload_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prompts",
         metavar="FILE",
-        help=".txt (a line each) or .jsonl (`prompt` or `messages`); default: 8 shipped ones",
+        help=".txt (a line each) or .jsonl (`prompt` or `messages`); `-`: JSON lines from standard input; default: "
+        "8 shipped ones",
     )
     group.add_argument(
         "--prompt-tokens", metavar="N,N,...", help="instead: prompts of so many tokens, cut from the shipped text"

@@ -7,6 +7,7 @@ to `study`; the command line and the web app both come through here.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from .workload import Prompt, Workload, parse_prompts, read_prompts
 Arguments = argparse.Namespace
 Tell = Callable[[str], None]
 
+_STDIN = "-"
 ROUNDS = 2
 """Processes a plan, when it is not said how many."""
 
@@ -146,6 +148,8 @@ def workload_of(arguments: Arguments) -> Workload:
         raise InputError("give either --prompts or --prompt-tokens, not both")
     if arguments.prompt_tokens is not None:
         prompts = tuple(Prompt(prompt_tokens=count) for count in _counts(arguments.prompt_tokens))
+    elif arguments.prompts == _STDIN:
+        prompts = parse_prompts(sys.stdin.read(), jsonl=True, source="standard input")
     elif arguments.prompts is not None:
         prompts = read_prompts(Path(arguments.prompts))
     else:

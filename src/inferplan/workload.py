@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     except OSError as err:
         raise WorkloadError(f"the prompts file {str(path)!r} cannot be read: {err.strerror}") from None
     return parse_prompts(text, jsonl=path.suffix.lower() in (".jsonl", ".ndjson"), source=str(path))
+
+
+def to_jsonl(prompts: Iterable[Prompt]) -> str:
+    """The prompts as JSON lines that `parse_prompts` reads back."""
+    lines = []
+    for prompt in prompts:
+        if prompt.messages is None:
+            body: dict[str, Any] = {"prompt": prompt.text}
+        else:
+            body = {"messages": [{"role": role, "content": content} for role, content in prompt.messages]}
+        if prompt.max_new_tokens is not None:
+            body["max_new_tokens"] = prompt.max_new_tokens
+        lines.append(json.dumps(body, ensure_ascii=False))
+    return "\n".join(lines) + "\n"
 
 
 def parse_prompts(text: str, *, jsonl: bool, source: str = "the prompts") -> tuple[Prompt, ...]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,7 +21,7 @@ from inferplan.errors import InputError
 from inferplan.store import Store
 from inferplan.study import Study
 from inferplan.web import asked as asking
-from inferplan.web import jobs
+from inferplan.web import jobs, parts
 from inferplan.web.asked import Asked, Prompts
 
 QUICK = Asked(
@@ -131,16 +132,17 @@ def test_a_second_study_waits_while_another_holds_the_machine(store: Path, infos
     assert load(store, begun.id).finished
 
 
-def test_a_private_study_is_given_its_prompts_and_keeps_only_hashes(
+def test_a_private_study_is_given_its_prompts_and_they_are_kept_nowhere(
     store: Path, infos: Mapping[str, EngineInfo]
 ) -> None:
     begun = asking.start(replace(QUICK, private=True, prompts=Prompts("launch code\nsecret two")), infos, store)
     until(lambda: ended(store, begun.id))
     assert load(store, begun.id).finished
-    assert b"launch code" not in store.read_bytes()
-    kept = jobs.directory(store, begun.id) / jobs.PROMPTS_TXT
-    if os.name == "posix" and kept.exists():
-        assert kept.stat().st_mode & 0o077 == 0
+    job = jobs.find(store, begun.id)
+    assert job is not None
+    assert job.given
+    for file in (f for f in store.parent.rglob("*") if f.is_file()):
+        assert b"launch code" not in file.read_bytes(), file
 
 
 def test_a_study_on_the_command_line_is_found_too(store: Path) -> None:
@@ -172,3 +174,27 @@ def test_what_a_job_left_is_removed_with_its_study(store: Path, infos: Mapping[s
     assert not jobs.directory(store, begun.id).exists()
     assert jobs.find(store, begun.id) is None
     assert jobs.log(store, begun.id) == ()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux alone")
+def test_a_page_gives_way_to_a_timed_study_and_what_it_starts_does_not(
+    store: Path, infos: Mapping[str, EngineInfo]
+) -> None:
+    seen: dict[str, int] = {}
+
+    def page() -> None:
+        parts.give_way()
+        seen["page"] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        begun = asking.start(QUICK, infos, store)
+        job = jobs.find(store, begun.id)
+        assert job is not None
+        seen["job"] = os.getpriority(os.PRIO_PROCESS, job.pid)
+        jobs.cancel(job)
+        until(lambda: jobs.state(job) == "ended")
+
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    with locks.machine_lock("timed", wait=True):
+        thread = threading.Thread(target=page)
+        thread.start()
+        thread.join()
+    assert seen == {"page": 19, "job": usual}

@@ -49,11 +49,11 @@ def test_what_is_left_is_counted_as_the_search_counts_it(tmp_path: Path) -> None
     empty = replace(fake_studies.study(threads=(1, 2)), finished=False)
     with Store(path) as store:
         keep(store, empty)
-        seen = reading.ended(reading.see(path, empty.id))
+        seen = reading.glance(path, empty.id)[0]
         assert live.remaining(seen) == 2 * len(empty.plans)
         for plan in empty.plans:
             keep(store, replace(empty, measurements=(factories.measurement(plan, [9.0] * 8),)))
-        seen = reading.ended(reading.see(path, empty.id))
+        seen = reading.glance(path, empty.id)[0]
     assert live.remaining(seen) == 0  # all miss by far: nobody is a contender for the second round
 
 

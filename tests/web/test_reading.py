@@ -120,11 +120,11 @@ def test_a_running_process_changes_nothing_that_is_judged_until_it_ends(tmp_path
     first, second = empty.plans[:2]
     with Store(path) as store:
         keep(store, replace(empty, measurements=(factories.measurement(first, [1.0] * 8),)))
-        before = reading.ended(reading.see(path, empty.id))
+        before = reading.glance(path, empty.id)[0]
         trial = store.begin_trial(empty.id, second, 1, 1.0)
         store.add_sample(trial, factories.sample(0, 1.0))
-        assert reading.ended(reading.see(path, empty.id)) is before
+        assert reading.glance(path, empty.id)[0] is before
         store.finish_trial(trial, factories.measurement(second, [1.0]))
-        after = reading.ended(reading.see(path, empty.id))
+        after = reading.glance(path, empty.id)[0]
     assert after is not before
     assert [m.plan for m in after.study.measurements] == [first, second]

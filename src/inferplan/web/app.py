@@ -13,7 +13,7 @@ import streamlit as st
 
 from ..store import store_path
 from . import compared, history, machine_page, start, study_page
-from .parts import Place
+from .parts import Place, give_way
 
 
 def place_of(arguments: list[str]) -> Place:
@@ -27,6 +27,7 @@ def place_of(arguments: list[str]) -> Place:
 
 def main() -> None:
     """Draw the page that the address names."""
+    give_way()
     st.set_page_config(page_title="inferplan", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
     place = place_of(sys.argv[1:])
     study = st.Page(

@@ -22,8 +22,11 @@ from ..plan import OptionValue
 from ..selection import parse_sla
 from ..store import Store
 from ..study import Study, save_header
-from ..workload import parse_prompts
+from ..workload import Prompt, parse_prompts, to_jsonl
 from . import jobs
+
+PRICES = "prices.toml"
+"""The name of the file that the command line reads prices from."""
 
 MOST_PROMPT_BYTES = 1 << 20
 """Of a pasted text or an uploaded file: thousands of prompts, more than a study could ever time."""
@@ -42,7 +45,16 @@ class Prompts:
     @property
     def name(self) -> str:
         """The name of the file that the command line reads them from."""
-        return jobs.PROMPTS_JSONL if self.jsonl else jobs.PROMPTS_TXT
+        return "prompts.jsonl" if self.jsonl else "prompts.txt"
+
+    @property
+    def parsed(self) -> tuple[Prompt, ...]:
+        """The prompts themselves.
+
+        Raises:
+            WorkloadError: the text holds none, or a line of it cannot be read.
+        """
+        return parse_prompts(self.text, jsonl=self.jsonl, source=self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,7 @@ class Asked:
         every += ["--prompts", folder + self.prompts.name] if self.prompts else []
         every += ["--prompt-tokens", self.prompt_tokens] if self.prompt_tokens else []
         every += ["--minimize", self.minimize] if self.minimize != "latency" else []
-        every += ["--prices", folder + jobs.PRICES] if self.prices else []
+        every += ["--prices", folder + PRICES] if self.prices else []
         every += ["--rounds", str(self.rounds)] if self.rounds != terms.ROUNDS else []
         every += ["--weights", self.weights] if self.weights != "auto" else []
         for flag, given in (
@@ -118,7 +130,7 @@ class Asked:
     def files(self) -> dict[str, str]:
         """Name and text of each file that the command line reads."""
         found = {self.prompts.name: self.prompts.text} if self.prompts else {}
-        return found | ({jobs.PRICES: prices_file(self.prices)} if self.prices else {})
+        return found | ({PRICES: prices_file(self.prices)} if self.prices else {})
 
 
 def _option(name: str, values: tuple[OptionValue, ...]) -> str:
@@ -145,7 +157,7 @@ def check(asked: Asked) -> None:
     if asked.prompts is not None:
         if (size := len(asked.prompts.text.encode())) > MOST_PROMPT_BYTES:
             raise InputError(f"the prompts are {size / 1024:.0f} KiB; a page takes {MOST_PROMPT_BYTES // 1024} KiB")
-        parse_prompts(asked.prompts.text, jsonl=asked.prompts.jsonl, source=asked.prompts.name)
+        _ = asked.prompts.parsed
 
 
 def begun(asked: Asked, infos: Mapping[str, EngineInfo]) -> Study:
@@ -179,14 +191,12 @@ def start(asked: Asked, infos: Mapping[str, EngineInfo], store: Path) -> Study:
     with Store(store) as opened:
         save_header(opened, study)
     flags: list[str] = []
-    if study.settings.private:  # the store keeps hashes only, so the process is given the texts themselves
-        if asked.prompts is not None:
-            kept = jobs.keep_file(store, study.id, asked.prompts.name, asked.prompts.text)
-            flags = ["--prompts", str(kept.absolute())]
-        elif asked.prompt_tokens:
-            flags = ["--prompt-tokens", asked.prompt_tokens]
-        flags += ["--max_new_tokens", str(asked.max_new_tokens)]
-    jobs.start(store, study.id, flags)
+    prompts = ""
+    if study.settings.private:  # the store keeps hashes only, so the process is given the prompts themselves
+        prompts = to_jsonl(asked.prompts.parsed) if asked.prompts else ""
+        flags = ["--max_new_tokens", str(asked.max_new_tokens)]
+        flags += ["--prompt-tokens", asked.prompt_tokens] if asked.prompt_tokens else []
+    jobs.start(store, study.id, flags, prompts=prompts)
     return study
 
 

@@ -12,8 +12,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +34,11 @@ _SAME_PROCESS_S = 1.0  # a process number is used again; its start time tells th
 _TAIL_BYTES = 8192
 _PLAIN_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,63}")
 
+# A child has the priority of the thread that starts it, and a page's thread gives way while a study is timed
+# (parts.give_way). This one does not: it is made before any page is drawn, and what is measured starts from it.
+_STARTER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inferplan-starter")
+_STARTER.submit(int).result()
+
 # Children of this server, kept so that they are waited for when they end and leave no zombie.
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -43,12 +50,14 @@ class Job:
     Attributes:
         started: its start in seconds since the epoch, as the system tells it.
         flags: those it was given beyond the study's own, to be given again on resuming.
+        given: whether it was given prompts that are kept nowhere: a page cannot resume it then.
     """
 
     study: str
     pid: int
     started: float
     flags: tuple[str, ...] = ()
+    given: bool = False
 
 
 def directory(store: Path, study: str) -> Path:
@@ -57,11 +66,13 @@ def directory(store: Path, study: str) -> Path:
     return store.with_name(store.name + ".jobs") / name
 
 
-def start(store: Path, study: str, flags: Sequence[str] = ()) -> Job:
+def start(store: Path, study: str, flags: Sequence[str] = (), *, prompts: str = "") -> Job:
     """Run `study`, which the store holds, in a process that outlives the page and the server.
 
     Args:
         flags: further flags of `inferplan optimize --resume`.
+        prompts: JSON lines for a study whose prompts are kept nowhere; the process reads them from a file
+            that has no name, and they are gone when it ends.
 
     Raises:
         InputError: it runs already, or the process or its log cannot be made.
@@ -70,22 +81,25 @@ def start(store: Path, study: str, flags: Sequence[str] = ()) -> Job:
         raise InputError(f"study {study} runs already, as process {job.pid}")
     place = directory(store, study)
     command = [sys.executable, "-m", "inferplan", "optimize", "--resume", study]
-    command += ["--store", str(store.absolute()), "--wait", *flags]
+    command += ["--store", str(store.absolute()), "--wait", *flags, *(("--prompts", "-") if prompts else ())]
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (place / _LOG).open("wb") as log:
+        with (place / _LOG).open("wb") as log, tempfile.TemporaryFile() as given:
+            given.write(prompts.encode())
+            given.seek(0)
             # A directory without models: a hub id that was typed can then never mean a directory here.
-            child = subprocess.Popen(
+            child = _STARTER.submit(
+                subprocess.Popen,
                 command,
                 cwd=place,
                 env=measure.worker_environment(),
-                stdin=subprocess.DEVNULL,
+                stdin=given,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=os.name == "posix",
-            )
+            ).result()
         _CHILDREN[child.pid] = child
-        job = Job(study, child.pid, _start_time(child.pid) or time.time(), tuple(flags))
+        job = Job(study, child.pid, _start_time(child.pid) or time.time(), tuple(flags), bool(prompts))
         _write(place / _RECORD, json.dumps(encode(job)))
     except OSError as error:
         raise InputError(f"study {study} cannot be started: {error.strerror or error} ({place})") from error
@@ -144,28 +158,10 @@ def log(store: Path, study: str, lines: int = 12) -> tuple[str, ...]:
 def forget(store: Path, study: str) -> None:
     """Remove what the job of a deleted study left."""
     place = directory(store, study)
-    for name in (_LOG, _RECORD, PROMPTS_TXT, PROMPTS_JSONL, PRICES):
+    for name in (_LOG, _RECORD):
         (place / name).unlink(missing_ok=True)
     if place.is_dir() and not any(place.iterdir()):
         place.rmdir()
-
-
-PROMPTS_TXT, PROMPTS_JSONL, PRICES = "prompts.txt", "prompts.jsonl", "prices.toml"
-
-
-def keep_file(store: Path, study: str, name: str, text: str) -> Path:
-    """Write a file for the job of `study` that only this user can read; returns where.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    place = directory(store, study)
-    try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(place / name, text)
-    except OSError as error:
-        raise InputError(f"{name} cannot be kept beside the store: {error.strerror or error} ({place})") from error
-    return place / name
 
 
 def _write(path: Path, text: str) -> None:

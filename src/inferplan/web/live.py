@@ -20,11 +20,11 @@ from ..search.exhaustive import Exhaustive
 from ..store import TrialRow
 from ..study import Study
 from . import jobs, reading
-from .parts import Place, safe, shown, table_height
+from .parts import Place, give_way, safe, shown, table_height
 from .reading import Seen
 
-# A look costs some 20 ms of one core. Plans take tens of seconds, so nobody learns more from looking more often.
-REFRESH_S = 4.0
+# A look costs some 15 ms of one core. Plans take tens of seconds, so nobody learns more from looking more often.
+REFRESH_S = 5.0
 
 _STATES = {
     "starting": "It starts: models are resolved and converted before anything is timed.",
@@ -35,23 +35,23 @@ _STATES = {
 @st.fragment(run_every=REFRESH_S)
 def watch(place: Place, id: str) -> None:
     """Draw the study as it is now, again and again; the whole page again once it has ended."""
+    give_way()
     job = jobs.find(place.store, id)
     state = jobs.state(job) if job is not None else "ended"
     if state == "ended":
         st.rerun()
-    seen = reading.see(place.store, id)
+    seen, trials = reading.glance(place.store, id)
     _state(place, seen.study, state)
     if st.button("Cancel", key="cancel", help="keeps what was measured; it can be resumed"):
         assert job is not None
         jobs.cancel(job)
         st.toast("It ends after cleaning up; what was measured is kept.")
-    ended = reading.ended(seen)
-    _progress(ended)
-    _best(ended, sum(trial.disturbed for trial in seen.trials))
+    _progress(seen)
+    _best(seen, sum(trial.disturbed for trial in trials))
     st.dataframe(
-        table(seen.study, ended.results, seen.trials, running=state == "running"),
+        table(seen.study, seen.results, trials, running=state == "running"),
         hide_index=True,
-        height=table_height(len(ended.results)),
+        height=table_height(len(seen.results)),
         column_config=_COLUMNS,
         placeholder=MISSING,
         alt="each plan with its state and its figures so far",

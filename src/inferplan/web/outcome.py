@@ -22,7 +22,7 @@ from ..selection import SLA, parse_sla
 from ..store import Store
 from . import controls, figures, reading
 from .figures import Chart
-from .parts import VERDICTS, Place, complaints, facts, marks, recipe, safe, shown, table_height
+from .parts import VERDICTS, Place, complaints, facts, give_way, marks, recipe, safe, shown, table_height
 from .reading import Seen, View
 
 _MIB = 1 << 20
@@ -38,6 +38,7 @@ _COMPARED_AT_MOST = 6  # curves that can still be told apart in one chart
 @st.fragment
 def outcome(place: Place, id: str) -> None:
     """Everything that was measured, judged under the terms that are set here."""
+    give_way()
     seen = reading.see(place.store, id)
     with complaints():
         view = _what_if(seen)

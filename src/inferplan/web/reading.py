@@ -78,11 +78,30 @@ def see(path: Path, id: str) -> Seen:
     """
     with Store(path) as store:
         row = store.study(store.find_study(id))
+        return _read(store, path, row, store.trials(row.id))
+
+
+def glance(path: Path, id: str) -> tuple[Seen, tuple[TrialRow, ...]]:
+    """The study as if the process that runs had not begun, and every trial as listed: what a live page shows.
+
+    A sample of a running process counts in no figure, so none is read; and the study
+    is the same object until a process ends, with all that was made from it before.
+
+    Raises:
+        UnknownNameError: there is no such study.
+        StoreError: the store cannot be read.
+    """
+    with Store(path) as store:
+        row = store.study(store.find_study(id))
         trials = store.trials(row.id)
-        key = (path, trials, row.finished, row.id, repr(row.header))
-        if key in _SEEN:
-            return _SEEN[key]
-        measurements = tuple(_measured(store, path, trial) for trial in trials)
+        return _read(store, path, row, tuple(trial for trial in trials if trial.status != "interrupted")), trials
+
+
+def _read(store: Store, path: Path, row: StudyRow, trials: tuple[TrialRow, ...]) -> Seen:
+    key = (path, trials, row.finished, row.id, repr(row.header))
+    if key in _SEEN:
+        return _SEEN[key]
+    measurements = tuple(_measured(store, path, trial) for trial in trials)
     study = replace(study_of(row.id, row.header), measurements=measurements, finished=row.finished)
     return _once(_SEEN, key, lambda: Seen(study, study.results, trials), _VIEWS)
 
@@ -98,19 +117,6 @@ def _once(kept: dict[K, V], key: K, make: Callable[[], V], most: int) -> V:
         while len(kept) > most:
             kept.pop(next(iter(kept)), None)
     return found
-
-
-def ended(seen: Seen) -> Seen:
-    """The study as if the process that runs had not begun: what a live page judges.
-
-    A sample of a running process counts in no figure, so this changes only when a
-    process ends, and whatever was made from it before is still there.
-    """
-    kept = [i for i, trial in enumerate(seen.trials) if trial.status != "interrupted"]
-    trials = tuple(seen.trials[i] for i in kept)
-    study = replace(seen.study, measurements=tuple(seen.study.measurements[i] for i in kept))
-    key = ("ended", study.id, study.created_at, study.checkpoints, trials)
-    return _once(_SEEN, key, lambda: Seen(study, study.results, trials), _VIEWS)
 
 
 def judge(seen: Seen, sla: SLA, objective: Objective, prices: Prices, recipe: str | None = None) -> View:

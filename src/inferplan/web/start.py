@@ -180,7 +180,7 @@ def _prompts(wrong: list[InferplanError]) -> tuple[Prompts | None, str]:
         return None, ""
     with noted(wrong):
         given = _pasted() if kind == "paste" else _uploaded()
-        _preview(parse_prompts(given.text, jsonl=given.jsonl, source=given.name))
+        _preview(given.parsed)
         return given, ""
     return None, ""
 

@@ -72,11 +72,10 @@ def _stopped(place: Place, seen: Seen, job: jobs.Job | None) -> None:
     if said:
         with st.expander("What its process said last", expanded=done == 0):
             st.code("\n".join(said), language=None, wrap_lines=True)
-    flags = job.flags if job else ()
-    if study.settings.private and not flags:
+    if study.settings.private and (job is None or job.given):
         st.caption("Its prompts are kept only as hashes: resume it from a terminal, with the same prompts.")
         return
     if st.button("Resume", type="primary", key="resume", help="goes on where it ended"):
         with complaints():
-            jobs.start(place.store, study.id, flags)
+            jobs.start(place.store, study.id, job.flags if job else ())
             st.rerun()

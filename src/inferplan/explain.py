@@ -58,7 +58,7 @@ def _limits(r: Ranked) -> str:
 def disqualified(r: Ranked) -> str:
     """Why it may not win whatever the others do; empty where it may."""
     if not r.eligible:
-        status, reason = r.result.status, r.result.reason
+        status, reason = r.result.status.replace("_", " "), r.result.reason
         return reason if status == "waiting" else f"{status}: {reason}" if reason else status
     misses = [j for j in r.judgements if j.verdict == "misses"]
     if misses:

@@ -148,10 +148,20 @@ def prices(key: str, default: Prices) -> Prices:
     """
     left, right = st.columns(2)
     cpu = left.number_input(
-        "USD per vCPU-hour", min_value=0.0, value=default.usd_per_vcpu_hour, format="%.6g", key=f"{key}-vcpu"
+        "USD per vCPU-hour",
+        min_value=0.0,
+        value=default.usd_per_vcpu_hour,
+        step=0.001,
+        format="%.6g",
+        key=f"{key}-vcpu",
     )
     memory = right.number_input(
-        "USD per GB-hour of memory", min_value=0.0, value=default.usd_per_gb_hour, format="%.6g", key=f"{key}-gb"
+        "USD per GB-hour of memory",
+        min_value=0.0,
+        value=default.usd_per_gb_hour,
+        step=0.001,
+        format="%.6g",
+        key=f"{key}-gb",
     )
     same = (cpu, memory) == (default.usd_per_vcpu_hour, default.usd_per_gb_hour)
     return Prices(cpu, memory, default.source if same else "entered on the page")

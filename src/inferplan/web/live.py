@@ -23,8 +23,8 @@ from . import jobs, reading
 from .parts import Place, give_way, safe, shown, table_height
 from .reading import Seen
 
-# A look costs some 15 ms of one core. Plans take tens of seconds, so nobody learns more from looking more often.
-REFRESH_S = 5.0
+# A look costs some 40 ms of one core, most of it in Streamlit itself; in a process of 20 s nobody needs more of them.
+REFRESH_S = 8.0
 
 _STATES = {
     "starting": "It starts: models are resolved and converted before anything is timed.",

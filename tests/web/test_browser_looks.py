@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from web import browser as at
 from web.browser import NARROW, WIDE, Server
@@ -41,45 +41,55 @@ def test_synthetic_weights_and_oversubscribed_threads_stand_where_the_figures_ar
         expect(choice.get_by_text(mark).first).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_pages_fit_their_window_and_complain_of_nothing(
-    chromium: Browser, shown: Server, empty: Server, width: int, scheme: str
-) -> None:
-    height = 900 if width == WIDE else 844
-    context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
-    page = context.new_page()
-    heard = at.listen(page)
+def test_pages_fit_their_window_and_complain_of_nothing(shown: Server, empty: Server, page: Page, width: int) -> None:
     wide: dict[str, dict[str, int]] = {}
-    for name, (server, path) in _places(shown, empty).items():
-        page.set_viewport_size({"width": width, "height": height})
+    for name, (server, path, folded) in _places(shown, empty).items():
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": width, "height": 900 if width == WIDE else 844})
         at.visit(page, server, path)
+        for part in folded:
+            at.unfold(page, part)
         at.whole(page, width)
-        at.picture(page, f"{name}-{width}-{scheme}")
+        at.pictures(page, f"{name}-{width}")
         assert page.get_by_test_id("stException").count() == 0, name
         if beyond := at.sideways(page):
             wide[name] = beyond
-    for place, kind in enumerate(_CHARTS):
-        at.visit(page, shown, f"/study?study={STUDIES['chosen'].id}")
-        at.pick(page, "chart", kind)
-        at.whole(page, width)
-        figure = page.get_by_role("figure")
-        expect(figure.locator(".main-svg").first).to_be_visible()
-        figure.screenshot(path=at.SCREENSHOTS / f"chart{place}-{width}-{scheme}.png")
-    context.close()
     assert wide == {}
-    assert heard == []
 
 
-def _places(shown: Server, empty: Server) -> dict[str, tuple[Server, str]]:
-    studies = {f"study-{name}": (shown, f"/study?study={study.id}") for name, study in STUDIES.items()}
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_every_chart_is_drawn_at_both_widths(page: Page, shown: Server, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    at.visit(page, shown, f"/study?study={STUDIES['chosen'].id}")
+    for place, kind in enumerate(_CHARTS):
+        at.pick(page, "chart", kind)
+        expect(page.get_by_role("radio", name=kind, exact=True)).to_be_checked()
+        at.drawn(page)
+        expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
+        at.pictures(page, f"chart{place}-{width}", page.get_by_role("figure"))
+        drawn = page.locator(".js-plotly-plot .main-svg").first.bounding_box()
+        assert drawn is not None
+        assert drawn["width"] <= width
+
+
+_Place = tuple[Server, str, tuple[str, ...]]
+
+
+def _places(shown: Server, empty: Server) -> dict[str, _Place]:
+    """By name, the server, the path, and what is unfolded there."""
+    two = f"a={STUDIES['chosen'].id}&b={STUDIES['slower'].id}"
+    every = ("chosen", "none-meets", "undecided", "synthetic", "failed", "markup")
+    studies: dict[str, _Place] = {f"study-{name}": (shown, f"/study?study={STUDIES[name].id}", ()) for name in every}
+    chosen = studies["study-chosen"]
     return {
-        "new": (shown, "/"),
+        "new": (shown, "/", ()),
+        "new-unfolded": (shown, "/", ("8 prompts", "How it is run, and prices")),
         **studies,
-        "history": (shown, "/history"),
-        "compare": (shown, f"/compare?a={STUDIES['chosen'].id}&b={STUDIES['slower'].id}"),
-        "machine": (shown, "/machine"),
-        "empty-study": (empty, "/study"),
-        "empty-history": (empty, "/history"),
-        "empty-compare": (empty, "/compare"),
+        "study-unfolded": (*chosen[:2], ("What was measured", "What if", "Run this plan yourself", "Filter the")),
+        "history": (shown, "/history", ("Take in a study",)),
+        "compare": (shown, f"/compare?{two}", ()),
+        "machine": (shown, "/machine", ()),
+        "empty-study": (empty, "/study", ()),
+        "empty-compare": (empty, "/compare", ()),
     }

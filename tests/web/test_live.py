@@ -8,9 +8,11 @@ from pathlib import Path
 import factories
 import fake_studies
 from inferplan import locks
+from inferplan.plan import Plan
 from inferplan.store import Store, TrialRow
 from inferplan.study import Study
 from inferplan.web import live, reading
+from inferplan.web.parts import named
 from web.keeping import keep
 from web.test_pages import opened, values
 
@@ -42,6 +44,13 @@ def test_each_plan_is_waiting_measuring_measured_failed_or_cannot_run() -> None:
     assert told[four.id] == ("cannot run here", "not here")
     assert states(study, running=True)[three.id][0] == "waiting"
     assert states(study, running=False)[three.id][0] == "skipped"
+
+
+def test_a_model_in_a_directory_is_called_by_its_name_where_there_is_no_room_for_its_path() -> None:
+    here = Path("/somewhere/far/down/tiny").absolute()
+    assert named(Plan(str(here), "fake", "int8", 2)) == "tiny/fake/int8/t2/kv"
+    assert named(Plan("org/tiny", "fake")) == "org/tiny/fake/fp32/t1/kv"
+    assert "\x1b" not in named(Plan("\x1b[31mred", "fake"))
 
 
 def test_what_is_left_is_counted_as_the_search_counts_it(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ..store import Store, StudyRow
 from . import figures, reading
 from .history import name
 from .outcome import chart
-from .parts import Place, complaints, safe, shown, table_height
+from .parts import Place, complaints, named, safe, shown, table_height
 
 _MIB = 1 << 20
 _FACTORS = {"peak_rss": 1 / _MIB, "tokens_per_s": 1.0}
@@ -49,10 +49,10 @@ def _chosen(rows: tuple[StudyRow, ...]) -> tuple[StudyRow, StudyRow]:
     places = {row.id: place for place, row in enumerate(rows)}
     defaults = []
     for key, usual in (("a", rows[1].id), ("b", rows[0].id)):
-        named = st.query_params.get(key, usual)
-        if named not in places:
-            raise UnknownNameError("study", named, places, "Choose one on the history page.")
-        defaults.append(places[named])
+        wanted = st.query_params.get(key, usual)
+        if wanted not in places:
+            raise UnknownNameError("study", wanted, places, "Choose one on the history page.")
+        defaults.append(places[wanted])
     left, right = st.columns(2)
     a = left.selectbox("A, to compare against", rows, index=defaults[0], format_func=name, key="compare-a")
     b = right.selectbox("B, that is compared", rows, index=defaults[1], format_func=name, key="compare-b")
@@ -112,7 +112,7 @@ def table(comparison: Comparison, metric: str) -> dict[str, list[Any]]:
         else:
             scaled = [None if value is None else value * factor for value in (change.a, change.b)]
             figures_ = (change.says, *scaled, change.ratio.value, change.ratio.low, change.ratio.high)
-        rows.append(dict(zip(names, (shown(paired.plan.id), *figures_), strict=True)))
+        rows.append(dict(zip(names, (named(paired.plan), *figures_), strict=True)))
     return {name: [row[name] for row in rows] for name in names}
 
 

@@ -20,7 +20,7 @@ from ..search.exhaustive import Exhaustive
 from ..store import TrialRow
 from ..study import Study
 from . import jobs, reading
-from .parts import Place, give_way, safe, shown, table_height
+from .parts import Place, give_way, named, safe, shown, table_height
 from .reading import Seen
 
 # A look costs some 40 ms of one core, most of it in Streamlit itself; in a process of 20 s nobody needs more of them.
@@ -101,7 +101,7 @@ def _best(seen: Seen, disturbed: int) -> None:
     winner = view.selection.winner
     best = "none is shown to meet the SLA yet"
     if winner is not None and winner.p50_s is not None:
-        best = f"{winner.plan.id}, p50 {winner.p50_s * 1000:.0f} ms"
+        best = f"{named(winner.plan)}, p50 {winner.p50_s * 1000:.0f} ms"
     st.markdown(
         f"**Best plan so far:** {safe(best)}  \n"
         f"**Disturbed samples so far:** {disturbed} (other processes took the machine; such a sample is taken again)"
@@ -131,7 +131,7 @@ def table(
 
 def _blank(plan: Plan, state: str, reason: str) -> dict[str, Any]:
     figures = {"p50 ms": None, "tokens/s": None, "peak MiB": None, "samples": None}
-    return {"plan": shown(plan.id), "state": state, **figures, "reason": shown(reason)}
+    return {"plan": named(plan), "state": state, **figures, "reason": shown(reason)}
 
 
 def _row(result: PlanResult, now: TrialRow | None, running: bool) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..selection import SLA, parse_sla
 from ..store import Store
 from . import controls, figures, reading
 from .figures import Chart
-from .parts import VERDICTS, Place, complaints, facts, give_way, marks, recipe, safe, shown, table_height
+from .parts import VERDICTS, Place, complaints, facts, give_way, marks, named, recipe, safe, shown, table_height
 from .reading import Seen, View
 
 _MIB = 1 << 20
@@ -249,7 +249,7 @@ def columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
     """The table by column: numbers as numbers, so that they sort as such; None where there is no figure."""
     every = list(rows)
     of: Mapping[str, Callable[[Row], Any]] = {
-        "plan": lambda r: shown(r.plan.id),
+        "plan": lambda r: named(r.plan),
         "state": _state,
         "p50 ms": lambda r: _ms(r.p50.value),
         "p50 low": lambda r: _ms(r.p50.low),

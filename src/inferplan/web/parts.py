@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import streamlit as st
 
@@ -55,6 +55,13 @@ def give_way() -> None:
 def shown(text: object) -> str:
     """`text` for a table or a list: without control characters, and without those that turn the reading direction."""
     return _UNSEEN.sub("?", str(text)).replace("\n", " ")
+
+
+def named(plan: Plan) -> str:
+    """The plan's id for a table or a list; of a model in a directory its name alone, for the path fits no column."""
+    model = PurePath(plan.model)
+    short = plan.id.replace(plan.model, model.name, 1) if model.is_absolute() else plan.id
+    return shown(short)
 
 
 def safe(text: object) -> str:

@@ -273,7 +273,13 @@ def test_the_benchmark_door_refuses_an_sla_that_is_not_positive(value: str, caps
 def _start(tmp_path: Path, *extra: str) -> subprocess.Popen[str]:
     slow = ["--option", "token_ms=20.0", "--precisions", "fp32", "--kv-cache", "on", "--max-new-tokens", "8"]
     command = [sys.executable, "-m", "inferplan", *optimize(*slow, "--store", str(tmp_path / "s.db"), *extra)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    pipe, env = subprocess.PIPE, dict(os.environ)
+    # A test run in the background of a shell hands on that Ctrl-C is ignored; a user's terminal does not.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 def _wait_for_samples(tmp_path: Path, count: int) -> int:

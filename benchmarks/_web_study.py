@@ -15,14 +15,13 @@ from itertools import accumulate
 from pathlib import Path
 
 from inferplan import machine
-from inferplan._codec import encode
 from inferplan.machine import Machine
 from inferplan.measurement import Actual, Measurement, Memory, Sample, Signals
 from inferplan.models import Checkpoint
 from inferplan.plan import PRECISIONS, Plan, Space
 from inferplan.selection import Objective, parse_sla
-from inferplan.store import EXPORT_FORMAT, EXPORT_VERSION, Store
-from inferplan.study import Settings, Study, header_of
+from inferplan.store import Store
+from inferplan.study import Settings, Study, exported
 from inferplan.workload import Prompt, Workload
 
 MIB = 1 << 20
@@ -76,17 +75,7 @@ def made_up(id: str, space: Space, *, rounds: int = 2, prompts: int = 8, tokens:
 
 def keep(store: Store, study: Study) -> None:
     """Save the study with everything in it, in one transaction."""
-    store.import_study(
-        {
-            "format": EXPORT_FORMAT,
-            "version": EXPORT_VERSION,
-            "id": study.id,
-            "created_at": study.created_at,
-            "finished": study.finished,
-            "header": header_of(study),
-            "measurements": [encode(measurement) for measurement in study.measurements],
-        }
-    )
+    store.import_study(exported(study))
 
 
 def unfinished(study: Study, without: tuple[Plan, ...]) -> Study:

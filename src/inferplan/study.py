@@ -28,7 +28,7 @@ from .result import PlanResult, results
 from .search import Search
 from .search.exhaustive import Exhaustive
 from .selection import SLA, Objective, Selection, choose
-from .store import Store
+from .store import EXPORT_FORMAT, EXPORT_VERSION, Store
 from .workload import Workload
 
 SCHEMA = 1
@@ -217,6 +217,19 @@ def study_of(found: str, header: Mapping[str, Any]) -> Study:
         return decode(Study, header)
     except (TypeError, KeyError, ValueError, AttributeError) as err:
         raise StoreError(f"study {found} cannot be read: {err}") from err
+
+
+def exported(study: Study) -> dict[str, Any]:
+    """The whole study as `Store.export_study` gives it, without a store: for `Store.import_study`."""
+    return {
+        "format": EXPORT_FORMAT,
+        "version": EXPORT_VERSION,
+        "id": study.id,
+        "created_at": study.created_at,
+        "finished": study.finished,
+        "header": header_of(study),
+        "measurements": [encode(measurement) for measurement in study.measurements],
+    }
 
 
 def take_in(store: Store, content: bytes, source: str) -> str:

@@ -23,9 +23,8 @@ from pathlib import Path
 import psutil
 from playwright.sync_api import ConsoleMessage, Dialog, Locator, Page, expect
 
-from inferplan._codec import encode
-from inferplan.store import EXPORT_FORMAT, EXPORT_VERSION, Store
-from inferplan.study import Study, header_of, load
+from inferplan.store import Store
+from inferplan.study import Study, exported, load
 from inferplan.web import jobs
 from test_weights import write_tokenizer
 
@@ -172,19 +171,6 @@ def keep(server: Server, studies: Iterable[Study]) -> None:
     with Store(server.store) as store:
         for study in studies:
             store.import_study(exported(study))
-
-
-def exported(study: Study) -> dict[str, object]:
-    """The study as `export` writes it."""
-    return {
-        "format": EXPORT_FORMAT,
-        "version": EXPORT_VERSION,
-        "id": study.id,
-        "created_at": study.created_at,
-        "finished": study.finished,
-        "header": header_of(study),
-        "measurements": [encode(measurement) for measurement in study.measurements],
-    }
 
 
 # --- pages ---

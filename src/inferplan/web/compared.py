@@ -12,7 +12,7 @@ import streamlit as st
 
 from ..compare import METRICS, Comparison, compare
 from ..errors import UnknownNameError
-from ..report.numbers import MISSING
+from ..report.numbers import MIB, MISSING
 from ..report.rows import labels
 from ..stats import Ratio
 from ..store import Store, StudyRow
@@ -21,8 +21,7 @@ from .history import name
 from .outcome import chart
 from .parts import Place, complaints, named, safe, shown, table_height
 
-_MIB = 1 << 20
-_FACTORS = {"peak_rss": 1 / _MIB, "tokens_per_s": 1.0}
+_FACTORS = {"peak_rss": 1 / MIB, "tokens_per_s": 1.0}
 _UNITS = {"peak_rss": "MiB", "tokens_per_s": "tokens/s"}
 
 

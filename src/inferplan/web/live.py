@@ -14,7 +14,7 @@ import streamlit as st
 from .. import locks
 from ..plan import Plan
 from ..progress import duration
-from ..report.numbers import MISSING
+from ..report.numbers import MIB, MISSING
 from ..result import PlanResult
 from ..search.exhaustive import Exhaustive
 from ..store import TrialRow
@@ -108,7 +108,6 @@ def _best(seen: Seen, disturbed: int) -> None:
     )
 
 
-_MIB = 1 << 20
 _COLUMNS = {
     "plan": st.column_config.TextColumn(width="medium"),
     "state": st.column_config.TextColumn(width="medium"),
@@ -141,7 +140,7 @@ def _row(result: PlanResult, now: TrialRow | None, running: bool) -> dict[str, A
         **_blank(result.plan, state, reason),
         "p50 ms": None if p50 is None else p50 * 1000,
         "tokens/s": result.tokens_per_s_mean,
-        "peak MiB": None if peak is None else peak / _MIB,
+        "peak MiB": None if peak is None else peak / MIB,
         "samples": len(result.samples) or None,
     }
 

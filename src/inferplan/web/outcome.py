@@ -15,7 +15,7 @@ import streamlit as st
 
 from ..models import Checkpoint
 from ..report import Row, chosen_plan_csv, render, results_csv, summary_csv
-from ..report.numbers import MISSING, dollars, interval_ms, mebibytes, milliseconds, short
+from ..report.numbers import MIB, MISSING, dollars, interval_ms, mebibytes, milliseconds, short
 from ..report.rows import labels
 from ..report.words import choice, footnotes, header, margin, notes
 from ..selection import SLA, parse_sla
@@ -25,7 +25,6 @@ from .figures import Chart
 from .parts import VERDICTS, Place, complaints, facts, give_way, marks, named, recipe, safe, shown, table_height
 from .reading import Seen, View
 
-_MIB = 1 << 20
 _OUTCOMES = {
     "none_meets": "No plan meets {sla}",
     "undecided": "Undecided: these samples do not show whether a plan meets {sla}",
@@ -258,7 +257,7 @@ def columns(rows: Iterable[Row]) -> dict[str, list[Any]]:
         "TTFT ms": lambda r: _ms(r.ttft.value),
         "TPOT ms": lambda r: _ms(r.tpot.value),
         "tokens/s": lambda r: r.tokens_per_s,
-        "peak MiB": lambda r: None if r.peak_bytes is None else r.peak_bytes / _MIB,
+        "peak MiB": lambda r: None if r.peak_bytes is None else r.peak_bytes / MIB,
         "load s": lambda r: r.load_s.value,
         "USD/Mtok": lambda r: r.usd_per_mtok,
         "notes": lambda r: shown("; ".join(notes(r))),

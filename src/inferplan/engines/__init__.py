@@ -14,6 +14,7 @@ from ..errors import UnknownNameError
 from .base import Engine
 
 BUILTIN = {
+    "ctranslate2": "inferplan.engines.ctranslate2:CTranslate2Engine",
     "fake": "inferplan.engines.fake:FakeEngine",
     "transformers": "inferplan.engines.transformers:TransformersEngine",
 }

@@ -291,11 +291,11 @@ class RealModel:
         return seen
 
 
-def first_difference(checkpoint: Path, prompt: Sequence[int], output: Sequence[int]) -> str | None:
+def first_difference(checkpoint: Path, prompt: Sequence[int], output: Sequence[int], tie: float = TIE) -> str | None:
     """Where `output` leaves the greedy path of transformers at float32, in words; None where it never does.
 
     One pass over prompt and output gives the reference's choice after each of the engine's own
-    prefixes. A step whose two best logits lie closer than `TIE` may go either way.
+    prefixes. A step whose two best logits lie closer than `tie` may go either way.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -305,7 +305,7 @@ def first_difference(checkpoint: Path, prompt: Sequence[int], output: Sequence[i
         logits = model.eval()(torch.tensor([[*prompt, *output[:-1]]])).logits[0, len(prompt) - 1 :]
     for step, (row, token) in enumerate(zip(logits, output, strict=True)):
         best = float(row.max())
-        if best - float(row[token]) > TIE:
+        if best - float(row[token]) > tie:
             return f"step {step}: {token} with {float(row[token]):.4f}, and {int(row.argmax())} has {best:.4f}"
     return None
 

@@ -163,7 +163,8 @@ def test_weights_of_another_type_are_never_called_int8(artifact_of: ArtifactOf, 
     ids=lambda options: "-".join(options),
 )
 def test_every_option_runs(options: dict[str, OptionValue], artifact_of: ArtifactOf, engine: LlamaCppEngine) -> None:
-    engine.load(_plan("int8", **options), artifact_of("gpt2", "int8"))
+    plan = Plan("tiny", "llamacpp", "int8", options=tuple(options.items()))
+    engine.load(plan, artifact_of("gpt2", "int8"))
     assert len(list(engine.generate(PROMPT, 8))) == 8
 
 

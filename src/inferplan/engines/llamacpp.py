@@ -73,7 +73,7 @@ class LlamaCppEngine:
             axes=(*_AXES, _SPIN) if gnu else _AXES,
             env={"GOMP_SPINCOUNT": "{spin}"} if gnu else {},
             libraries={"xllamacpp": installed},
-            artifact_key="gguf-ids-1",  # the format is llama.cpp's promise: a newer version reads the same file
+            artifact_key=f"ids-1-{installed}",
             kv_cache=(True,),
         )
 

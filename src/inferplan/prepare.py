@@ -107,8 +107,9 @@ class Preparation:
             counted = fits.weights_bytes(checkpoint.parameters, plan.precision)
             held = _checkpoint_bytes(checkpoint.path) if counted is None else counted
             return self._refused(plan, held) or checkpoint.path
+        options = tuple((name, value) for name, value in plan.options if name in info.artifact_options)
         key = artifacts.artifact_key(
-            checkpoint.content_hash, plan.engine, info.artifact_key, plan.precision, repr(plan.options)
+            checkpoint.content_hash, plan.engine, info.artifact_key, plan.precision, repr(options)
         )
         if key not in self.made:
             self.made[key] = self._convert(key, plan, checkpoint)

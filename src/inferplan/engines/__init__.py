@@ -14,7 +14,9 @@ from ..errors import UnknownNameError
 from .base import Engine
 
 BUILTIN = {
+    "ctranslate2": "inferplan.engines.ctranslate2:CTranslate2Engine",
     "fake": "inferplan.engines.fake:FakeEngine",
+    "llamacpp": "inferplan.engines.llamacpp:LlamaCppEngine",
     "transformers": "inferplan.engines.transformers:TransformersEngine",
 }
 HIDDEN = frozenset({"fake"})  # for tests and dry runs: it times nothing real

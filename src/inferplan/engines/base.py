@@ -40,9 +40,12 @@ class EngineInfo:
         lacks: why a precision or the whole engine cannot run here, by name
             (`engine` for the whole of it).
         env: environment variables its process must start with, by plan-independent name;
-            `{threads}` is replaced by the plan's thread count.
+            `{threads}` is replaced by the plan's thread count, and `{NAME}` by the plan's
+            value of the axis NAME.
         libraries: versions of what it runs on.
         artifact_key: changes whenever its converted artifacts do.
+        artifact_options: names of the axes that change a converted artifact; the others only
+            change how it is run, and share it.
         needs_model: whether it loads real weights; without, prompts are sent as bytes.
         converts: precisions that need an artifact made by `convert`; the others load
             the checkpoint as it is.
@@ -56,6 +59,7 @@ class EngineInfo:
     env: Mapping[str, str] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     artifact_key: str = "1"
+    artifact_options: tuple[str, ...] = ()
     kv_cache: tuple[bool, ...] = (True, False)
     devices: tuple[str, ...] = ("cpu",)
     needs_model: bool = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -191,10 +192,9 @@ class Server:
             process.suspend()
 
     def resume(self) -> None:
-        """Let it go on, and wait until it answers."""
+        """Let it go on."""
         for process in self.tree:
             process.resume()
-        self.wait()
 
     def wait(self) -> None:
         """Wait until it answers."""
@@ -265,8 +265,8 @@ class Watched:
         client_cpu_s: CPU time of the client, the page's opening left out.
     """
 
-    looks: tuple[tuple[float, float], ...]
-    client_cpu_s: float
+    looks: tuple[tuple[float, float], ...] = ()
+    client_cpu_s: float = 0.0
 
 
 class Watcher:
@@ -286,20 +286,31 @@ class Watcher:
 
     def watch(self, port: int, study: str) -> Opened:
         """Open the live page of `study`, and from then on refresh it as it asks."""
-        self._send({"port": port, "study": study})
+        self._send({"do": "watch", "port": port, "study": study})
         answer = self._receive()
         return Opened(float(answer["opened_s"]), float(answer["interval_s"]))
 
+    def suspend(self) -> None:
+        """Stop it where it is (SIGSTOP); until `resume` no time passes for the page."""
+        self._send({"do": "suspend"})
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._send({"do": "resume"})
+        self._process.send_signal(signal.SIGCONT)
+
     def leave(self) -> Watched:
         """Close the page."""
-        self._send({})
+        self._send({"do": "leave"})
         answer = self._receive()
         looks = tuple((float(began), float(ended)) for began, ended in answer["looks"])
         return Watched(looks, float(answer["cpu_s"]))
 
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message) + "\n")
+        # One clock for all processes of a machine: when it was said, however late it is read.
+        self._process.stdin.write(json.dumps({**message, "at": time.monotonic()}) + "\n")
         self._process.stdin.flush()
 
     def _receive(self) -> dict[str, Any]:
@@ -311,8 +322,8 @@ class Watcher:
         return answer
 
 
-def _watch(told: queue.SimpleQueue[str], task: Mapping[str, Any]) -> None:
-    """Keep one page open until the next line comes."""
+def _watch(told: queue.SimpleQueue[dict[str, Any]], task: Mapping[str, Any]) -> None:
+    """Keep one page open until told to leave."""
     with Client(task["port"]) as page:
         opened = page.open("study", f"study={task['study']}")
         if len(page.timers) != 1:
@@ -320,24 +331,33 @@ def _watch(told: queue.SimpleQueue[str], task: Mapping[str, Any]) -> None:
         ((fragment, interval),) = page.timers.items()
         _say({"opened_s": opened.seconds, "interval_s": interval})
         looks: list[tuple[float, float]] = []
-        cpu_s, due = time.process_time(), time.monotonic() + interval
-        while not _waited(told, due):
-            began = time.time()
+        cpu_s, due = time.process_time(), time.monotonic()
+        # As a browser's timer: at a fixed rate, however long the last look took.
+        while (next_due := _due(told, due + interval)) is not None:
+            due, began = next_due, time.time()
             page.refresh(fragment)
             looks.append((began, time.time()))
             if fragment not in page.timers:
                 raise SystemExit(f"the page of study {task['study']} is no longer live")
-            due += interval  # as a browser's timer: at a fixed rate, however long the last look took
         _say({"looks": looks, "cpu_s": time.process_time() - cpu_s})
 
 
-def _waited(told: queue.SimpleQueue[str], due: float) -> bool:
-    """Whether a line came before `due`."""
-    try:
-        told.get(timeout=max(due - time.monotonic(), 0.0))
-    except queue.Empty:
-        return False
-    return True
+def _due(told: queue.SimpleQueue[dict[str, Any]], due: float) -> float | None:
+    """Wait for the next refresh, put off by the time suspended; when it was due, or None when told to leave."""
+    suspended: float | None = None
+    while True:
+        left = None if suspended is not None else max(due - time.monotonic(), 0.0)
+        try:
+            message = told.get(timeout=left)
+        except queue.Empty:
+            return due
+        match message["do"]:
+            case "suspend":
+                suspended = message["at"]
+            case "resume" if suspended is not None:
+                due, suspended = due + message["at"] - suspended, None
+            case "leave":
+                return None
 
 
 def _say(message: Mapping[str, Any]) -> None:
@@ -345,17 +365,23 @@ def _say(message: Mapping[str, Any]) -> None:
 
 
 def _main() -> None:
-    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    ended = threading.Event()
 
     def read() -> None:
         for line in sys.stdin:
-            told.put(line)
-        told.put("")
+            told.put(json.loads(line))
+        ended.set()
+        told.put({"do": "leave"})
 
     threading.Thread(target=read, daemon=True).start()
     _say({"ready": True})
-    while line := told.get():
-        _watch(told, json.loads(line))
+    while True:
+        message = told.get()
+        if message["do"] == "watch":
+            _watch(told, message)
+        elif ended.is_set():
+            return
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What watching a study costs the study: requests while its live page is open against the same ones while it is not.
 
-One process of one plan, requests in blocks, each block once with the page open and once without; which comes first
-alternates, and the ratio of latencies is paired by request. Between processes of one plan lies more than what is
-looked for here. With: the real server (`inferplan web`) runs, and a websocket client in a process of its own has the
-running study's page open and refreshes it as often as the page asks for, as a browser does. Without: no client is
-connected and the server is suspended (SIGSTOP), so that it uses nothing but memory. Either way each sample is
-committed to the store that the page reads. A browser would take more, but it need not run on this machine.
+One process of one plan. Every request is sent twice, once with the page open and once without; which comes first
+alternates, and the ratio of latencies is paired by request: processes of one plan, and stretches of some seconds on a
+shared machine, differ by more than what is looked for. With: the real server (`inferplan web`) runs, and a websocket
+client in a process of its own has the running study's page open and refreshes it as often as the page asks for, as a
+browser does. Without: server and client are suspended (SIGSTOP), so that they use nothing but memory. The time from
+one refresh to the next runs only while the page is open, and a refresh that is cut short goes on with the next request
+of its side: what watching costs falls on watched requests alone. Either way each sample is committed to the store that
+the page reads. A browser would take more, but it need not run on this machine.
 """
 
 from __future__ import annotations
@@ -32,14 +34,12 @@ from inferplan.store import Store
 from inferplan.study import Study, new_id
 
 WITHIN = 0.02
-# A block begins so long after its page was asked for, plus a random part of a refresh: a look may then fall anywhere.
-LEAD_S = 1.0
 RESAMPLES = 2000
 
 
 @dataclass(slots=True)
 class Side:
-    """The requests of one side, by (repeat, place in the block)."""
+    """The requests of one side, by (repeat, prompt)."""
 
     samples: dict[Key, Sample] = field(default_factory=dict)
 
@@ -56,105 +56,94 @@ class Side:
 
 @dataclass(slots=True)
 class Costs:
-    """What the watching itself took, over all blocks."""
+    """What the watching of one plan took."""
 
-    looks: list[tuple[float, float]] = field(default_factory=list)
-    opened_s: list[float] = field(default_factory=list)
     watched_s: float = 0.0
     server_cpu_s: float = 0.0
-    client_cpu_s: float = 0.0
-
-    def add(self, opened_s: float, seconds: float, server_cpu_s: float, watched: Watched) -> None:
-        """One block with the page open."""
-        self.opened_s.append(opened_s)
-        self.watched_s += seconds
-        self.server_cpu_s += server_cpu_s
-        self.client_cpu_s += watched.client_cpu_s
-        self.looks += watched.looks
+    watched: Watched = field(default_factory=Watched)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Setting:
-    """What both sides of every block share."""
+    """What the plans share."""
 
     study: Study
     store: Store
     server: Server
     watcher: Watcher
     watch: measure.Watch
-    refresh_s: float
-    costs: Costs = field(default_factory=Costs)
 
-    @contextmanager
-    def page(self, live: bool, lead_s: float) -> Iterator[None]:
-        """The page open, or the server suspended; begins after `lead_s` in either case."""
-        begin = time.monotonic() + lead_s
-        opened_s = 0.0
-        if live:
-            self.server.resume()
-            opened_s = self.watcher.watch(self.server.port, self.study.id).seconds
-        else:
-            self.server.suspend()
-        since, cpu_s = time.monotonic(), self.server.cpu_s
-        time.sleep(max(begin - time.monotonic(), 0.0))
+
+@contextmanager
+def page(setting: Setting, live: bool, costs: Costs) -> Iterator[None]:
+    """The page open, or left as it was; suspended on leaving."""
+    if not live:
         yield
-        if live:
-            watched = self.watcher.leave()
-            self.costs.add(opened_s, time.monotonic() - since, self.server.cpu_s - cpu_s, watched)
-        else:
-            self.server.resume()
+        return
+    began = time.monotonic()
+    setting.server.resume()
+    setting.watcher.resume()
+    yield
+    setting.watcher.suspend()
+    setting.server.suspend()
+    costs.watched_s += time.monotonic() - began
 
 
-def compare(bench: Bench, plan: Plan, setting: Setting, arguments: argparse.Namespace) -> None:
-    """One process of `plan`, its blocks in turn with and without the page."""
+def compare(bench: Bench, plan: Plan, setting: Setting, repeats: int) -> None:
+    """One process of `plan`, its requests in turn with and without the page."""
     trial = bench.trial(plan, 1)
     child = measure._Child(trial, bench.infos[plan.engine], setting.watch)
     record = measure._Record()
     sides = {True: Side(), False: Side()}
-    setting.costs = Costs()
-    source = random.Random(plan.id)
+    costs = Costs()
     try:
         child.load(record)
         for request in trial.warmup:
             child.generate(request, None)
-        for repeat in range(arguments.repeats):
-            say(f"{plan.id}: {repeat + 1} of {arguments.repeats}")
-            lead_s = LEAD_S + source.uniform(0, setting.refresh_s)
-            for turn, live in enumerate((True, False) if repeat % 2 else (False, True)):
-                round_ = 2 * repeat + turn + 1
-                with setting.page(live, lead_s):
-                    block(child, trial, record, round_, arguments.passes, setting, sides[live].samples, repeat)
+        opened = setting.watcher.watch(setting.server.port, setting.study.id)
+        cpu_s = setting.server.cpu_s
+        setting.watcher.suspend()
+        setting.server.suspend()
+        for repeat in range(repeats):
+            say(f"{plan.id}: {repeat + 1} of {repeats}")
+            both_sides(child, trial, record, repeat, setting, sides, costs)
+        costs.server_cpu_s = setting.server.cpu_s - cpu_s
         child.close()
     finally:
         child.kill()
-    show(plan, sides[True], sides[False], setting.costs)
+        setting.server.resume()
+    setting.watcher.resume()
+    costs.watched = setting.watcher.leave()
+    show(plan, sides[True], sides[False], costs, opened.seconds)
 
 
-def block(
+def both_sides(
     child: measure._Child,
     trial: Trial,
     record: measure._Record,
-    round_: int,
-    passes: int,
-    setting: Setting,
-    into: dict[Key, Sample],
     repeat: int,
+    setting: Setting,
+    sides: Mapping[bool, Side],
+    costs: Costs,
 ) -> None:
-    """Every request `passes` times, each pass kept in the store as one process of the study."""
-    for turn in range(passes):
-        began = time.time()
-        row = setting.store.begin_trial(setting.study.id, trial.plan, passes * (round_ - 1) + turn + 1, began)
-        samples: list[Sample] = []
-        for place, request in enumerate(trial.requests):
-            sample = measure._observed(child, request, trial, setting.watch)
-            setting.store.add_sample(row, sample)
-            samples.append(sample)
-            into[repeat, turn * len(trial.requests) + place] = sample
+    """Every request once on each side, each side kept in the store as one process of the study."""
+    began = time.time()
+    rounds = {False: 2 * repeat + 1, True: 2 * repeat + 2}
+    rows = {side: setting.store.begin_trial(setting.study.id, trial.plan, rounds[side], began) for side in rounds}
+    samples: dict[bool, list[Sample]] = {False: [], True: []}
+    for request in trial.requests:
+        for live in (True, False) if (repeat + request.index) % 2 else (False, True):
+            with page(setting, live, costs):
+                sample = measure._observed(child, request, trial, setting.watch)
+                setting.store.add_sample(rows[live], sample)
+            samples[live].append(sample)
+            sides[live].samples[repeat, request.index] = sample
+    for live, row in rows.items():
         done = Measurement(
             trial.plan,
-            passes * (round_ - 1) + turn + 1,
+            rounds[live],
             "ok",
-            samples=tuple(samples),
+            samples=tuple(samples[live]),
             actual=record.actual,
             memory=child.memory,
             startup_s=record.startup_s,
@@ -193,11 +182,11 @@ def _total(pairs: Sequence[tuple[float, float]]) -> float:
     return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
 
-def show(plan: Plan, live: Side, alone: Side, costs: Costs) -> None:
+def show(plan: Plan, live: Side, alone: Side, costs: Costs, opened_s: float) -> None:
     """The figures of one plan."""
     ratio = ratio_of(live.latencies, alone.latencies)
     medians = [1000 * statistics.median(side.latencies.values()) for side in (live, alone)]
-    looked_at = {key: live.latencies[key] for key in hit(live.samples, costs.looks)}
+    looked_at = {key: live.latencies[key] for key in hit(live.samples, costs.watched.looks)}
     count = len(live.samples)
     print(f"\n{plan.id}")
     print(show_ratio("  request latency, page open over not", ratio, 4))
@@ -211,14 +200,13 @@ def show(plan: Plan, live: Side, alone: Side, costs: Costs) -> None:
         f"  marked as disturbed: {live.disturbed} of {count} with the page open, {alone.disturbed} of {count} without"
     )
     minutes = costs.watched_s / 60
-    looks = [1000 * (ended - began) for began, ended in costs.looks]
+    looks = [1000 * (ended - began) for began, ended in costs.watched.looks]
     print(
         f"  a minute of watching: {len(looks) / minutes:.1f} looks of {statistics.median(looks or [0]):.0f} ms "
         f"(median), {costs.server_cpu_s / minutes:.2f} s of CPU for the server, "
-        f"{costs.client_cpu_s / minutes:.2f} s for the client"
+        f"{costs.watched.client_cpu_s / minutes:.2f} s for the client"
     )
-    opened = 1000 * statistics.median(costs.opened_s)
-    print(f"  before it: opening the page, {opened:.0f} ms (median of {len(costs.opened_s)})")
+    print(f"  before it: opening the page, {1000 * opened_s:.0f} ms")
     inside = ratio.low is not None and ratio.high is not None and ratio.low > 1 - WITHIN and ratio.high < 1 + WITHIN
     print(f"  within {WITHIN:.0%}, interval included: {'yes' if inside else 'no'}")
 
@@ -229,8 +217,7 @@ def main() -> None:
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7, help="of every block, on each side")
-    parser.add_argument("--passes", type=int, default=3, help="over the prompts, in a block")
+    parser.add_argument("--repeats", type=int, default=40, help="of every prompt, on each side")
     arguments = parser.parse_args()
     plans = tuple(Plan(arguments.model, "transformers", arguments.precision, t) for t in arguments.threads)
     bench = make_ready([arguments.model], plans, arguments.tokens)
@@ -246,15 +233,14 @@ def main() -> None:
     watch = measure.Watch(here.cores_granted, here.cores_logical, validity.Canary())
     print(header(bench.checkpoints, arguments.tokens))
     print(f"the page shows a study of {len(study.plans)} plans, of which {len(plans)} are measured here")
-    print("without the page: no client, and the server suspended")
+    print("without the page: server and client suspended")
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "store.db") as store:
         keep(store, study)
         with locks.machine_lock(study.id, wait=True, on_wait=say), serving(store.path) as server, Watcher() as watcher:
-            opened = watcher.watch(server.port, study.id)  # once for all: imports, and what is decoded only once
+            watcher.watch(server.port, study.id)  # once for all: imports, and what is decoded only once
             watcher.leave()
-            setting = Setting(study, store, server, watcher, watch, opened.interval_s)
             for plan in plans:
-                compare(bench, plan, setting, arguments)
+                compare(bench, plan, Setting(study, store, server, watcher, watch), arguments.repeats)
 
 
 if __name__ == "__main__":

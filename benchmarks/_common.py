@@ -74,10 +74,15 @@ def header(checkpoints: Mapping[str, Checkpoint], tokens: int) -> str:
     )
 
 
-def run_script(name: str, task: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """Run a script beside this one in a fresh process, pinned as ours are; it prints one JSON object last."""
-    cpus = pin(threads, machine.preferred_cpus())
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+def run_script(name: str, task: Mapping[str, Any], threads: int | None) -> dict[str, Any]:
+    """Run a script beside this one in a fresh process, pinned as ours are; it prints one JSON object last.
+
+    Without `threads` it is neither pinned nor told a number of threads.
+    """
+    cpus = () if threads is None else pin(threads, machine.preferred_cpus())
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if threads is not None:
+        env.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     command = [sys.executable, str(HERE / name)]
     task = {**task, "cpus": list(cpus)}
     done = subprocess.run(command, input=json.dumps(task), env=env, capture_output=True, text=True, check=False)

@@ -1,7 +1,8 @@
 """The common recipe, as tutorials have it: FP32 loaded first, `quantize_dynamic` of `nn.Linear`, `model.generate`.
 
 Reads a task from standard input: {"plans": [{"checkpoint", "int8", "threads"}], "prompts": [[ids]],
-"warmup": [ids], "tokens": n, "cpus": [..]}; prints latencies, load time and peak memory for each plan as JSON.
+"warmup": [ids], "tokens": n, "cpus": [..]}, threads null for torch's default; prints latencies, load time and peak
+memory for each plan as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def run(plan: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(plan["threads"])
+    if plan["threads"] is not None:
+        torch.set_num_threads(plan["threads"])
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(plan["checkpoint"], dtype=torch.float32).eval()
     if plan["int8"]:

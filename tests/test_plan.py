@@ -70,6 +70,25 @@ def test_axes_multiply_and_repeated_values_do_not() -> None:
     assert len(space.plans) == 2 * 2 * 1 * 2 * 2
 
 
+def test_an_option_of_one_engine_leaves_the_others_alone() -> None:
+    space = Space(
+        ("m",), ("fake", "llamacpp"), ("fp32",), kv_cache=(True,), options=(("llamacpp.mmap", (True, False)),)
+    )
+    assert [plan.id for plan in space.plans] == [
+        "m/fake/fp32/t1/kv",
+        "m/llamacpp/fp32/t1/kv/mmap=on",
+        "m/llamacpp/fp32/t1/kv/mmap=off",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("fake.mmap", "mmap is given twice for fake"), ("vllm.mmap", "engine that is not asked for")]
+)
+def test_an_option_of_one_engine_is_refused_where_it_cannot_hold(name: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        Space(("m",), ("fake",), options=(("mmap", (True,)), (name, (False,))))
+
+
 def test_an_option_given_twice_is_refused() -> None:
     with pytest.raises(InputError, match="mmap is given twice"):
         Space(("m",), options=(("mmap", (True,)), ("mmap", (False,))))

@@ -65,8 +65,9 @@ def bench(arguments: Arguments) -> int:
 
 def plans(arguments: Arguments) -> int:
     """`inferplan plans`."""
-    space = terms.space_of(arguments)
-    infos = prepare.describe_engines(space.engines)
+    asked = terms.space_of(arguments)
+    infos = prepare.describe_engines(asked.engines)
+    space = terms.fitted(asked, infos)
     out = dict(space.rejected(lambda plan: infos[plan.engine].reject(plan)))
     if arguments.json:
         rows = [{"plan": plan.id, "unsupported": out.get(plan)} for plan in space.plans]

@@ -111,8 +111,9 @@ def option_value(text: str) -> OptionValue:
 class Space:
     """Axes that expand to plans, models outermost.
 
-    `options` holds, by option name, the values to try; an engine that has no
-    such axis rejects the plan with its reason.
+    `options` holds, by option name, the values to try. A name is an axis of every
+    engine of the space (one that has no such axis rejects the plan with its reason),
+    or `ENGINE.AXIS` for that engine alone.
     """
 
     models: tuple[str, ...]
@@ -130,8 +131,17 @@ class Space:
                 raise InputError(f"the space has no {axis}: give at least one")
             object.__setattr__(self, axis, tuple(dict.fromkeys(values)))
         names = [name for name, _ in self.options]
-        if repeated := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"option {repeated[0]} is given twice: give all its values at once, {repeated[0]}=V1,V2")
+        for engine in self.engines:
+            owned = [axis for axis, _ in self._options_of(engine)]
+            if repeated := [axis for axis in owned if owned.count(axis) > 1]:
+                axis = repeated[0]
+                raise InputError(
+                    f"option {axis} is given twice for {engine}: give all its values at once, {axis}=V1,V2"
+                )
+        if unknown := [n for n in names if "." in n and n.rpartition(".")[0] not in self.engines]:
+            raise InputError(
+                f"option {unknown[0]} is of an engine that is not asked for: the engines are {', '.join(self.engines)}"
+            )
         bad = [n for n in self.threads if n < 1]
         if bad:
             raise InputError(f"threads must be at least 1, not {bad[0]}")
@@ -139,13 +149,22 @@ class Space:
     @property
     def plans(self) -> tuple[Plan, ...]:
         """Every combination, whether or not an engine can run it."""
-        names = tuple(name for name, _ in self.options)
         shapes = itertools.product(self.models, self.engines, self.precisions, self.threads, self.kv_cache)
-        values = tuple(itertools.product(*(choices for _, choices in self.options)))
         return tuple(
-            Plan(model, engine, precision, threads, cache, self.device, tuple(zip(names, chosen, strict=True)))
-            for (model, engine, precision, threads, cache), chosen in itertools.product(shapes, values)
+            Plan(model, engine, precision, threads, cache, self.device, options)
+            for model, engine, precision, threads, cache in shapes
+            for options in self._chosen(engine)
         )
+
+    def _options_of(self, engine: str) -> tuple[tuple[str, tuple[OptionValue, ...]], ...]:
+        """The axes that hold for `engine`, by their own names."""
+        split = ((*name.rpartition("."), values) for name, values in self.options)
+        return tuple((axis, values) for owner, _, axis, values in split if owner in ("", engine))
+
+    def _chosen(self, engine: str) -> tuple[Options, ...]:
+        """Each combination of the values of the engine's options."""
+        axes = [[(axis, value) for value in values] for axis, values in self._options_of(engine)]
+        return tuple(itertools.product(*axes))
 
     def rejected(self, reason: Callable[[Plan], str | None]) -> tuple[tuple[Plan, str], ...]:
         """The plans that cannot run, with why, as told by `reason` (None: it can)."""

@@ -44,6 +44,7 @@ def begun(arguments: Arguments, sla: SLA, space: Space, infos: Mapping[str, Engi
         InputError: an argument cannot be used, or no plan of the space can run here.
     """
     now = time.time()
+    space = fitted(space, infos)
     return Study(
         id=new_id(now),
         created_at=now,
@@ -133,6 +134,19 @@ def space_of(arguments: Arguments) -> Space:
         kv_cache=tuple(value == "on" for value in arguments.kv_cache),
         options=tuple(_option(text) for text in arguments.option),
     )
+
+
+def fitted(space: Space, infos: Mapping[str, EngineInfo]) -> Space:
+    """`space` with each option that only some of its engines have given to those alone.
+
+    An option that none of them has stays as it is: each plan is then rejected with the nearest name.
+    """
+    options: list[tuple[str, tuple[OptionValue, ...]]] = []
+    for name, values in space.options:
+        owners = [engine for engine in space.engines if name in {axis.name for axis in infos[engine].axes}]
+        some = 0 < len(owners) < len(space.engines)
+        options += [(f"{engine}.{name}", values) for engine in owners] if some else [(name, values)]
+    return replace(space, options=tuple(options))
 
 
 def _option(text: str) -> tuple[str, tuple[OptionValue, ...]]:

@@ -147,7 +147,7 @@ def _axes(
             if not values:
                 wrong.append(InputError(f"choose at least one value of {axis.name}"))
             elif tuple(values) != (axis.default,):
-                options.append((axis.name, tuple(values)))
+                options.append((axis.name if len(infos) == 1 else f"{name}.{axis.name}", tuple(values)))
     return tuple(chosen), tuple(cache), tuple(options)
 
 

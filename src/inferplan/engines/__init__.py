@@ -17,9 +17,14 @@ BUILTIN = {
     "ctranslate2": "inferplan.engines.ctranslate2:CTranslate2Engine",
     "fake": "inferplan.engines.fake:FakeEngine",
     "llamacpp": "inferplan.engines.llamacpp:LlamaCppEngine",
+    "onnxruntime": "inferplan.engines.onnxruntime:OnnxRuntimeEngine",
+    "openvino": "inferplan.engines.openvino:OpenVinoEngine",
     "transformers": "inferplan.engines.transformers:TransformersEngine",
+    "vllm": "inferplan.engines.vllm:VllmEngine",
 }
 HIDDEN = frozenset({"fake"})  # for tests and dry runs: it times nothing real
+DEFAULT = ("transformers",)
+"""The engines of a study that names none."""
 GROUP = "inferplan.engines"
 
 

@@ -13,6 +13,7 @@ import streamlit as st
 
 from .. import machine
 from ..cost import Prices
+from ..engines import DEFAULT
 from ..engines.base import EngineInfo
 from ..errors import InferplanError, InputError, WorkloadError
 from ..forecast import Forecast, forecast
@@ -56,7 +57,7 @@ def _form(place: Place, infos: Mapping[str, EngineInfo], wrong: list[InferplanEr
     with st.container(border=True):
         st.header("What to measure")
         models = _models(place, wrong)
-        chosen = st.multiselect("engines", list(infos), default=list(infos)[:1], key="engines")
+        chosen = st.multiselect("engines", list(infos), default=[name for name in DEFAULT if name in infos], key="engines")
         precisions, kv_cache, options = _axes({name: infos[name] for name in chosen}, wrong)
         threads = _threads()
     with st.container(border=True):

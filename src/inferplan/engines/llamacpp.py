@@ -29,7 +29,9 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "int4": "in
 # context (8192 tokens of SmolLM2 are 190 MB) would count as memory that a short request never needs.
 _FIRST_CONTEXT = 1024
 _Q8_BLOCK = 32
-_GELU = ("gpt2", "gptneox", "gemma")  # architectures whose activation llama.cpp looks up instead of computing it
+# Architectures whose activation ggml looks up in a table of 65536 16-bit values instead of computing it, built in with
+# GGML_GELU_FP16 in ggml/src/ggml-cpu/vec.h of llama.cpp.
+_GELU = ("gpt2", "gptneox", "gemma")
 _SPARE = 8  # positions that the server keeps free
 _THREADS = os.cpu_count() or 1
 _AXES = (
@@ -260,7 +262,7 @@ def _prefill_threads(plan: Plan) -> int:
 
 
 def _flash(plan: Plan) -> str:
-    """On a CPU it rounds more than float32 does, even with float32 keys and values: over 1536 steps of a tiny Llama the
+    """On a CPU it rounds more than float32 does, even with float32 keys and values: over 1024 steps of a tiny Llama the
     chosen token was 5 times not the reference's best, by up to 0.003 of a logit, and without it never."""
     chosen = str(plan.option("flash", "auto"))
     return "off" if chosen == "auto" and plan.precision == "fp32" else chosen

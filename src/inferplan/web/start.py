@@ -57,7 +57,8 @@ def _form(place: Place, infos: Mapping[str, EngineInfo], wrong: list[InferplanEr
     with st.container(border=True):
         st.header("What to measure")
         models = _models(place, wrong)
-        chosen = st.multiselect("engines", list(infos), default=[name for name in DEFAULT if name in infos], key="engines")
+        usual = [name for name in DEFAULT if name in infos]
+        chosen = st.multiselect("engines", list(infos), default=usual, key="engines")
         precisions, kv_cache, options = _axes({name: infos[name] for name in chosen}, wrong)
         threads = _threads()
     with st.container(border=True):

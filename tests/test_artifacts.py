@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from inferplan.artifacts import artifact_key, artifacts, cache_dir, ensure, read_note
+from inferplan.artifacts import artifact_key, artifacts, cache_dir, disk_remedy, ensure, held, read_note, remove, touch
 from inferplan.errors import ModelError
 
 KEY = artifact_key("test")
@@ -115,3 +115,41 @@ def test_damaged_notes_are_no_artifacts(tmp_path: Path) -> None:
     (tmp_path / "x" / "inferplan.json").write_text("[]")
     assert artifacts(tmp_path) == ()
     assert artifacts(tmp_path / "absent") == ()
+
+
+def test_other_directories_of_the_cache_are_no_artifacts(tmp_path: Path) -> None:
+    made = ensure(KEY, _write, note={}, root=tmp_path)
+    other = tmp_path / "environments"
+    other.mkdir()
+    (other / "inferplan.json").write_text((made / "inferplan.json").read_text())
+    assert [a.path for a in artifacts(tmp_path)] == [made]
+
+
+def test_the_last_use_is_when_it_was_last_asked_for(tmp_path: Path) -> None:
+    made = ensure(KEY, _write, note={}, root=tmp_path)
+    for use in (lambda: ensure(KEY, _write, note={}, root=tmp_path), lambda: touch(made)):
+        os.utime(made / "inferplan.json", (1000, 1000))
+        assert artifacts(tmp_path)[0].used == 1000
+        use()
+        assert artifacts(tmp_path)[0].used > artifacts(tmp_path)[0].created - 60
+    touch(tmp_path / "no artifact")  # a checkpoint elsewhere: nothing to note
+
+
+def test_an_artifact_is_removed_unless_it_is_held(tmp_path: Path) -> None:
+    made = ensure(KEY, _write, note={}, root=tmp_path)
+    (artifact,) = artifacts(tmp_path)
+    with held(made):
+        assert not remove(artifact)
+    assert made.is_dir()
+    assert remove(artifact)
+    assert remove(artifact), "gone already"
+    assert [p.name for p in tmp_path.iterdir()] == [".locks"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EFBIG])
+def test_a_reason_that_tells_of_the_disk_gets_the_remedy(number: int, tmp_path: Path) -> None:
+    told = disk_remedy(f"OSError: [Errno {number}] {os.strerror(number)}", tmp_path)
+    assert str(tmp_path) in told
+    assert os.strerror(number) in told
+    assert "INFERPLAN_CACHE" in told
+    assert disk_remedy("ValueError: no such weight", tmp_path) == "ValueError: no such weight"

@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 import inferplan
 from inferplan.cli import main
+from inferplan.engines import BUILTIN
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,8 +37,13 @@ def _dependencies() -> list[str]:
     return list(_project()["dependencies"])
 
 
+def _extras() -> dict[str, list[str]]:
+    extras: dict[str, list[str]] = _project()["optional-dependencies"]
+    return extras
+
+
 def _all_requirements() -> list[Requirement]:
-    extras = [line for lines in _project()["optional-dependencies"].values() for line in lines]
+    extras = [line for name, lines in _extras().items() for line in lines if name != "engines"]
     return [Requirement(line) for line in [*_dependencies(), *extras]]
 
 
@@ -57,6 +63,14 @@ def test_conda_environment_is_the_projects_dependencies_and_python() -> None:
     assert re.findall(r'^ {6}- "(.+)"$', text, re.MULTILINE) == _dependencies()
     assert f"  - python{_project()['requires-python']}\n" in text
     assert "conda itself was not run" in text
+
+
+def test_the_engines_of_the_default_install_are_extras_of_their_own() -> None:
+    (line,) = _extras()["engines"]
+    own = Requirement(line)
+    assert own.name == "inferplan"
+    assert own.extras == set(_extras()) & set(BUILTIN)
+    assert "[dev,engines]" in _read("Makefile")
 
 
 @pytest.mark.parametrize("requirement", _all_requirements(), ids=lambda r: r.name)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,3 +204,94 @@ def test_the_memory_is_what_the_machine_grants_unless_told_otherwise(
     assert here.memory_bytes == granted == Preparation(infos, {}, {}, lambda text: None).memory_bytes
     assert here.artifact(Plan("fits", "fake")) == weights
     assert "beyond at fp32" in reason(here.artifact(Plan("beyond", "fake")))
+
+
+# --- a disk that is full ---------------------------------------------------------------------------------------------
+
+_CONVERT = """
+import json, sys
+from pathlib import Path
+from inferplan import measure, prepare
+from inferplan.artifacts import artifacts, cache_dir
+from inferplan.models import Checkpoint
+from inferplan.plan import Plan
+from inferplan.workload import Prompt, Workload
+
+info, model = {"fake": measure.describe("fake")}, Checkpoint("m", Path(sys.argv[1]), "local", "float32", "hash", 1)
+cache_dir().mkdir(exist_ok=True)
+FILL
+ready = prepare.prepare((model,), Workload((Prompt(text="one"),)), (), info, print, memory_bytes=1 << 30)
+status, reason = ready.artifact(Plan("m", "fake"))
+left = [path.name for path in cache_dir().iterdir() if path.name != "filler"]
+FREE
+again = prepare.Preparation(info, {"m": model}, {}, print).artifact(Plan("m", "fake"))
+print(json.dumps([status, reason, left, len(artifacts()), str(again)]))
+"""
+_FILL = """
+try:
+    with (cache_dir() / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(1024))
+except OSError:
+    pass
+"""
+_LIMIT = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))"
+_UNLIMIT = "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))"
+
+
+def _a_full_tmpfs(cache: Path) -> tuple[list[str], str]:
+    """A real disk of 64 KiB that is full, in a namespace of its own."""
+    mount = f"mount -t tmpfs -o size=64k tmpfs {cache}"
+    cache.mkdir()
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "sh", "-c", mount], check=False).returncode:
+        pytest.skip("no namespace of our own to be had here")
+    code = _CONVERT.replace("FILL", _FILL).replace("FREE", "(cache_dir() / 'filler').unlink()")
+    return ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh"], code
+
+
+def _a_limit_on_files(cache: Path) -> tuple[list[str], str]:
+    return [], _CONVERT.replace("FILL", _LIMIT).replace("FREE", _UNLIMIT)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits and namespaces of POSIX")
+@pytest.mark.parametrize(
+    ("disk", "words"), [(_a_full_tmpfs, "No space left on device"), (_a_limit_on_files, "File too large")]
+)
+def test_a_conversion_that_meets_a_full_disk_says_so_and_leaves_nothing(
+    disk: Callable[[Path], tuple[list[str], str]], words: str, cache: Path, weights: Path
+) -> None:
+    start, code = disk(cache)
+    done = subprocess.run(
+        [*start, sys.executable, "-B", "-c", code, str(weights)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    status, reason, left, made, again = json.loads(done.stdout.splitlines()[-1])
+    assert status == "failed"
+    assert words in reason
+    assert reason.startswith(f"the artifact cache {cache} cannot be written: ")
+    assert "INFERPLAN_CACHE" in reason
+    assert left == [".locks"]
+    assert made == 1, "with room again it is made"
+    assert again.startswith(str(cache))
+
+
+def test_what_is_converted_is_told_with_its_time_and_size(
+    infos: dict[str, EngineInfo], weights: Path, cache: Path
+) -> None:
+    told: list[str] = []
+    prepared = Preparation(infos, {"m": checkpoint(weights)}, {}, told.append, memory_bytes=4096 * MIB)
+    int8 = Plan("m", "fake", "int8")
+    assert prepared.converted(int8) is None, "nothing is made yet"
+    made = prepared.artifact(int8)
+    assert isinstance(made, Path)
+    assert told[0].startswith("converting m to int8 for fake")
+    assert told[1].startswith("converted m to int8 for fake: ")
+    found = prepared.converted(int8)
+    assert found is not None
+    assert found.bytes == (made / "fake.json").stat().st_size
+    assert (found.check, found.unchecked) == (None, ""), "an engine without a model has nothing to check"
+    assert prepared.converted(Plan("m", "fake")) is None, "loaded as it is"
+    again = Preparation(infos, {"m": checkpoint(weights)}, {}, told.append, memory_bytes=4096 * MIB)
+    assert again.artifact(int8) == made
+    assert again.converted(int8) == found
+    assert len(told) == 2

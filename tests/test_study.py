@@ -13,7 +13,7 @@ import factories
 from inferplan import machine, measure, study
 from inferplan.engines.base import EngineInfo
 from inferplan.errors import InputError, UnknownNameError
-from inferplan.measurement import Measurement, Request, Sample, Status, Trial
+from inferplan.measurement import Converted, Measurement, Request, Sample, Status, Trial
 from inferplan.models import Checkpoint
 from inferplan.plan import Plan, Space
 from inferplan.selection import SLA, Objective
@@ -39,6 +39,9 @@ class Ready:
 
     def artifact(self, plan: Plan) -> Path | tuple[Status, str]:
         return self._artifact
+
+    def converted(self, plan: Plan) -> Converted | None:
+        return None
 
 
 @pytest.fixture

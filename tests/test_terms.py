@@ -6,13 +6,11 @@ from inferplan import terms
 from inferplan.engines.base import Axis, EngineInfo
 from inferplan.plan import Space
 
+_BOTH = (True, False)
+_AXES = {"one": ("mmap", "spin"), "two": ("spin",), "three": ()}
 INFOS = {
-    name: EngineInfo(name, "1", ("fp32",), axes=tuple(Axis(axis, values, "") for axis, values in axes.items()))
-    for name, axes in {
-        "one": {"mmap": (True, False), "spin": (True, False)},
-        "two": {"spin": (True, False)},
-        "three": dict[str, tuple[bool, ...]](),
-    }.items()
+    name: EngineInfo(name, "1", ("fp32",), axes=tuple(Axis(axis, _BOTH, "") for axis in axes))
+    for name, axes in _AXES.items()
 }
 
 

@@ -115,6 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_delete(commands)
     _add_transfer(commands)
     _add_doctor(commands)
+    _add_engines(commands)
+    _add_cache(commands)
     _add_web(commands)
     return parser
 
@@ -281,6 +283,59 @@ def _add_doctor(commands: Commands) -> None:  # type: ignore[valid-type]
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _add_engines(commands: Commands) -> None:  # type: ignore[valid-type]
+    text = "List the engines, installed or not, with what each can do here; install one, or remove it."
+    parser: argparse.ArgumentParser = commands.add_parser("engines", help=text, description=text)  # type: ignore[attr-defined]
+    parser.add_argument(
+        "action",
+        nargs="?",
+        default="list",
+        choices=["list", "install", "remove"],
+        help="default: list",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the engine to install or remove")
+    parser.add_argument(
+        "--native", action="store_true", help="install llamacpp built for this CPU, in an environment of its own"
+    )
+    parser.add_argument(
+        "--pip-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="a further argument of pip, such as --pip-arg=--find-links=DIRECTORY; give it once for each",
+    )
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    parser.add_argument("--yes", action="store_true", help="remove without being asked")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show all that pip says")
+    parser.set_defaults(run=_engines)
+
+
+def _engines(arguments: argparse.Namespace) -> int:
+    from . import engines_command
+
+    return engines_command.engines(arguments)
+
+
+def _add_cache(commands: Commands) -> None:  # type: ignore[valid-type]
+    text = "List what was converted, dequantized or made up and is kept on disk; prune what is no longer wanted."
+    parser: argparse.ArgumentParser = commands.add_parser("cache", help=text, description=text)  # type: ignore[attr-defined]
+    parser.add_argument("action", nargs="?", default="list", choices=["list", "prune"], help="default: list")
+    parser.add_argument("--older-than", metavar="AGE", help="not used for so long: 30d, 12h, 2w")
+    parser.add_argument("--engine", metavar="NAME", help="converted for this engine")
+    parser.add_argument("--model", metavar="NAME", help="of this model, as it was named")
+    parser.add_argument("--all", action="store_true", help="prune everything")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be pruned, and remove nothing")
+    parser.add_argument("--yes", action="store_true", help="prune without being asked")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    parser.set_defaults(run=_cache)
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from . import cache_command
+
+    return cache_command.cache(arguments)
+
+
 def _add_web(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add(commands, "web", "web", "Open the web app: start studies, watch them, see the trade-offs.")
     parser.add_argument(
@@ -328,7 +383,8 @@ def _space_flags(parser: argparse.ArgumentParser, full: bool = True) -> None:
         action="append",
         default=[],
         metavar="NAME=V1,V2",
-        help="one of the engine's own axes, with the values to try; see `inferplan doctor`",
+        help="one of an engine's own axes, with the values to try (`inferplan engines` lists them); for every engine "
+        "that has it, or as ENGINE.NAME=V1,V2 for one",
     )
 
 

@@ -14,7 +14,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from . import procmem, validity
+from . import environments, procmem, validity
 from ._codec import decode, encode
 from .engines.base import EngineInfo
 from .measurement import Actual, Measurement, Memory, Request, Sample, Status, Trial
@@ -48,7 +47,7 @@ class Watch:
         machine_cores: cores that the machine has in all; None: as many as granted.
         canary: read before every request; None leaves it out.
         private: keep hashes of outputs only.
-        interpreter: the Python that runs the worker.
+        interpreter: the Python that runs the worker; None: the one that the engine is installed for.
         judge: whether samples are marked disturbed at all.
     """
 
@@ -56,7 +55,7 @@ class Watch:
     machine_cores: float | None = None
     canary: validity.Canary | None = None
     private: bool = False
-    interpreter: Sequence[str] = field(default_factory=lambda: (sys.executable,))
+    interpreter: Sequence[str] | None = None
     judge: bool = True
 
 
@@ -89,12 +88,17 @@ def engine_environment(plan: Plan, info: EngineInfo) -> dict[str, str]:
     return env
 
 
-def describe(engine: str, interpreter: Sequence[str] = (sys.executable,)) -> EngineInfo:
+def worker_command(engine: str, *arguments: str, interpreter: Sequence[str] | None = None) -> list[str]:
+    """The command of `engine`'s worker: by the Python of its own environment where it has one, else by ours."""
+    return environments.command(engine, "inferplan.worker", *arguments, python=interpreter)
+
+
+def describe(engine: str, interpreter: Sequence[str] | None = None) -> EngineInfo:
     """What `engine` says of itself here, asked in a process of its own.
 
     An engine that cannot even describe itself is one that lacks itself, with the reason.
     """
-    command = [*interpreter, "-m", "inferplan.worker", "--describe", engine]
+    command = worker_command(engine, "--describe", engine, interpreter=interpreter)
     done = _told(command, None, _DESCRIBE_TIMEOUT_S)
     try:
         return decode(EngineInfo, json.loads(done.stdout))
@@ -103,9 +107,9 @@ def describe(engine: str, interpreter: Sequence[str] = (sys.executable,)) -> Eng
         return EngineInfo(name=engine, version="", precisions=(), lacks={"engine": reason})
 
 
-def recipe(plan: Plan, checkpoint: str, interpreter: Sequence[str] = (sys.executable,)) -> str | None:
+def recipe(plan: Plan, checkpoint: str, interpreter: Sequence[str] | None = None) -> str | None:
     """Code and environment that run `plan` with its engine alone, or None where the engine offers none."""
-    command = [*interpreter, "-m", "inferplan.worker", "--recipe"]
+    command = worker_command(plan.engine, "--recipe", interpreter=interpreter)
     task = json.dumps({"plan": encode(plan), "checkpoint": checkpoint}) + "\n"
     done = _told(command, task, _DESCRIBE_TIMEOUT_S)
     try:
@@ -119,11 +123,11 @@ def convert(
     plan: Plan,
     checkpoint: Path,
     out: Path,
-    interpreter: Sequence[str] = (sys.executable,),
+    interpreter: Sequence[str] | None = None,
     timeout_s: float = _CONVERT_TIMEOUT_S,
 ) -> tuple[Status, str]:
     """Make the artifact of `plan` in a process of its own: `("ok", "")`, or how and why it failed."""
-    command = [*interpreter, "-m", "inferplan.worker", "--convert"]
+    command = worker_command(plan.engine, "--convert", interpreter=interpreter)
     task = json.dumps({"plan": encode(plan), "checkpoint": str(checkpoint), "out": str(out)}) + "\n"
     done = _told(command, task, timeout_s)
     if done.returncode == _TIMED_OUT:
@@ -261,7 +265,7 @@ class _Child:
         self._method = "VmHWM"
         self._started = time.perf_counter()
         self._process = subprocess.Popen(
-            [*watch.interpreter, "-m", "inferplan.worker"],
+            worker_command(trial.plan.engine, interpreter=watch.interpreter),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -13,6 +13,8 @@ from typing import Literal
 
 from .plan import Plan
 
+_FEW_TOKENS = 8  # of some 190: models of random weights are known to repeat one token for ever
+
 Status = Literal["ok", "failed", "unsupported", "timeout", "out_of_memory", "crashed", "interrupted"]
 """`failed`: the engine said why. `crashed`: the process died. `interrupted`: we were, not the plan."""
 
@@ -195,6 +197,52 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCheck:
+    """How the greedy tokens of a converted artifact compare with transformers at float32, on the artifact's own path.
+
+    Attributes:
+        steps: tokens compared.
+        agreement: share of them that are the reference's best token, 0 to 1.
+        minimum: the share that its precision needs; None at FP32, where each token must be the best one or tie with it.
+        largest_gap: the most by which a token's logit lay below the best one, in standard
+            deviations of that step's logits.
+        distinct: different tokens among them; with few, the check proves little.
+        reference: versions of what it was compared with.
+        seconds: time that the check took.
+    """
+
+    steps: int
+    agreement: float
+    minimum: float | None
+    largest_gap: float
+    distinct: int
+    reference: str
+    seconds: float
+
+    @property
+    def weak(self) -> bool:
+        """Whether so few different tokens came out that their agreement proves little."""
+        return self.distinct < _FEW_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The artifact that a plan loads, where its engine converts: made and checked once, before anything is timed.
+
+    Attributes:
+        seconds: how long making it took.
+        bytes: size of its files.
+        check: its token check; None where there is none.
+        unchecked: what could not be checked and why; empty where all was.
+    """
+
+    seconds: float
+    bytes: int
+    check: TokenCheck | None = None
+    unchecked: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What came of one Trial: raw samples of one process, and how it ended.
 
@@ -203,6 +251,7 @@ class Measurement:
         load_s: loading the artifact, as the engine's `load` took.
         oversubscribed: more threads than cores granted; measured as asked.
         libraries: versions of what ran, by name.
+        converted: the artifact that was loaded; None for a checkpoint that is loaded as it is.
     """
 
     plan: Plan
@@ -218,6 +267,7 @@ class Measurement:
     wall_s: float = 0.0
     oversubscribed: bool = False
     libraries: Mapping[str, str] = field(default_factory=dict)
+    converted: Converted | None = None
 
     @property
     def clean(self) -> tuple[Sample, ...]:

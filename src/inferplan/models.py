@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ class Checkpoint:
         parameters: count of parameters, tied ones once.
         context: longest sequence in tokens that the model takes; None where unknown.
         revision: commit of a hub model; empty elsewhere.
+        gguf: the GGUF file that `path` was dequantized from; None where there is none.
+        gguf_type: the type that most of its weights have, `q4_1`; empty where there is none.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Checkpoint:
     parameters: int = 0
     context: int | None = None
     revision: str = ""
+    gguf: Path | None = None
+    gguf_type: str = ""
 
     @property
     def synthetic(self) -> bool:
@@ -223,8 +227,16 @@ def _from_gguf(request: _Request, file: Path, provenance: Literal["local", "pack
     from .weights import DEQUANTIZE_VERSION
 
     key = artifact_key("dequantize", DEQUANTIZE_VERSION, _files.file_sha256(file))
-    path = _made(request, key, {"task": "dequantize", "gguf": str(file.resolve())}, f"{file.name} as safetensors")
-    return _checkpoint(request.name, path, provenance)
+    task = {"task": "dequantize", "gguf": str(file.resolve())}
+    path = _made(request, key, task, f"{file.name} as safetensors", "dequantized GGUF")
+    found = _checkpoint(request.name, path, provenance)
+    return replace(found, gguf=file.resolve(), gguf_type=_gguf_type(found.weights))
+
+
+def _gguf_type(weights: str) -> str:
+    """The type of a GGUF file as engines name it, from what `weights.dequantize` says of it."""
+    plain = {"float32 (GGUF)": "f32", "float16 (GGUF)": "f16", "bfloat16 (GGUF)": "bf16"}
+    return plain.get(weights) or weights.removeprefix("dequantized from ").removesuffix(" (GGUF)").lower()
 
 
 def _synthesize_shipped(request: _Request, shipped: Shipped) -> Checkpoint:
@@ -252,7 +264,8 @@ def _synthesize(request: _Request, config: Path, tokenizer: Path, kind: str) -> 
         "tokenizer_kind": kind,
         "trust_remote_code": request.trust,
     }
-    return _checkpoint(request.name, _made(request, key, task, f"{request.name}, synthetic"), "synthetic")
+    made = _made(request, key, task, f"{request.name}, synthetic", "synthetic weights")
+    return _checkpoint(request.name, made, "synthetic")
 
 
 def _packaged_file(package: str) -> Path | None:
@@ -292,8 +305,8 @@ def _checkpoint(
     )
 
 
-def _made(request: _Request, key: str, task: dict[str, Any], what: str) -> Path:
-    note = {"what": what, "model": request.name}
+def _made(request: _Request, key: str, task: dict[str, Any], what: str, kind: str) -> Path:
+    note = {"kind": kind, "what": what, "model": request.name}
     task = {**task, "memory_bytes": request.memory_bytes}  # no part of the key: it changes nothing that is made
 
     def make(out: Path) -> None:

@@ -1,7 +1,7 @@
-"""What must exist before a study can be timed: checkpoints, token ids, artifacts, and memory for the weights.
+"""What must exist before a study can be timed: checkpoints, token ids, checked artifacts, and memory for the weights.
 
-Owns the order of that work and its progress. Leaves resolving to `models`,
-token ids to `tokens`, conversion to the engine, in processes of their own.
+Owns the order of that work and its progress. Leaves resolving to `models`, token ids to `tokens`, conversion to the
+engine, in processes of their own, and the check of what came out to `agreement`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import cast
 
 from . import _files, artifacts, engines, fits, measure, models, tokens
+from .agreement import Checked, Checker, minimum, read_record
 from .engines.base import EngineInfo
 from .errors import EngineError, InputError
-from .measurement import Request, Status
+from .measurement import Converted, Request, Status
 from .models import Checkpoint
 from .plan import Plan, Space
 from .workload import Workload
 
 Tell = Callable[[str], None]
 Refused = tuple[Status, str]
+_MIB = 1 << 20
 
 
 class _ConversionFailed(EngineError):
@@ -85,7 +87,13 @@ class Preparation:
     tokenized: Mapping[str, tokens.Tokenized]
     tell: Tell
     made: dict[str, Path | Refused] = field(default_factory=dict)
+    checked: dict[str, Checked] = field(default_factory=dict)
+    fresh: set[str] = field(default_factory=set)  # keys of artifacts that were not there before
     memory_bytes: int = field(default_factory=fits.granted_bytes)
+    checker: Checker = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checker", Checker(self.memory_bytes, self.tell))
 
     def requests(self, model: str) -> tuple[Request, ...]:
         return self.tokenized[model].requests
@@ -101,20 +109,88 @@ class Preparation:
         headers of its files) times the bytes of the plan's precision (`fits.BITS`), or its
         weight files where the precision is an engine's own type. A plan on another device
         than the CPU is not refused: its weights lie in that device's memory.
+
+        A converted artifact is given only when its tokens have been checked (see `agreement`),
+        or could not be, which `converted` then says.
         """
-        info, checkpoint = self.infos[plan.engine], self.checkpoints[plan.model]
-        if info.converts is not None and plan.precision not in info.converts:
+        checkpoint = self.checkpoints[plan.model]
+        artifacts.touch(checkpoint.path)  # where it lies in the cache itself: made-up or dequantized weights
+        if not self._converts(plan):
             counted = fits.weights_bytes(checkpoint.parameters, plan.precision)
             held = _checkpoint_bytes(checkpoint.path) if counted is None else counted
             return self._refused(plan, held) or checkpoint.path
-        options = tuple((name, value) for name, value in plan.options if name in info.artifact_options)
-        key = artifacts.artifact_key(
-            checkpoint.content_hash, plan.engine, info.artifact_key, plan.precision, repr(options)
-        )
+        key = self._key(plan)
         if key not in self.made:
             self.made[key] = self._convert(key, plan, checkpoint)
         found = self.made[key]
-        return found if isinstance(found, tuple) else self._refused(plan, _artifact_bytes(found)) or found
+        if isinstance(found, tuple):
+            return found
+        return self._refused(plan, _artifact_bytes(found)) or self._wrong(key, plan, found) or found
+
+    def converted(self, plan: Plan) -> Converted | None:
+        """The plan's artifact, as made and checked; None for what is loaded as it is, or could not be made."""
+        found = self.made.get(self._key(plan)) if self._converts(plan) else None
+        if found is None or isinstance(found, tuple) or (made := artifacts.read_artifact(found)) is None:
+            return None
+        checked = self.checked.get(self._key(plan), Checked())
+        return Converted(made.seconds, made.bytes, checked.check, checked.unchecked)
+
+    def _converts(self, plan: Plan) -> bool:
+        info = self.infos[plan.engine]
+        return info.converts is None or plan.precision in (*info.converts, *info.ready)
+
+    def _key(self, plan: Plan) -> str:
+        """Of all that the plan's artifact is made from."""
+        info, checkpoint = self.infos[plan.engine], self.checkpoints[plan.model]
+        options = tuple((name, value) for name, value in plan.options if name in info.artifact_options)
+        parts = [checkpoint.content_hash, plan.engine, info.artifact_key, plan.precision, repr(options)]
+        if plan.precision in info.ready and checkpoint.gguf is not None:
+            parts.append(_files.file_sha256(checkpoint.gguf))
+        return artifacts.artifact_key(*parts)
+
+    def _wrong(self, key: str, plan: Plan, artifact: Path) -> Refused | None:
+        """Why the artifact must not be used, as its check found; checked once for all plans that share it."""
+        info = self.infos[plan.engine]
+        if not info.needs_model:
+            return None
+        if key not in self.checked:
+            found = read_record(artifact, info)
+            if found is None:
+                refused, unchecked = self._exact(plan)
+                found = Checked(refused=refused) if refused else None
+            if found is None:
+                found = self.checker.check(artifact, plan, info, self.checkpoints[plan.model], unchecked)
+            self.checked[key] = found
+        return self.checked[key].refused
+
+    def _exact(self, plan: Plan) -> tuple[Refused | None, str]:
+        """Why a quantized artifact must not be used, as its engine's conversion to FP32 shows; else what was left out.
+
+        A share of equal tokens cannot tell a small error of the converter from quantization (see `agreement`): FP32
+        can, and the same converter writes both. What is made for this alone is removed when the study is prepared.
+        """
+        info = self.infos[plan.engine]
+        options = tuple((name, value) for name, value in plan.options if name in info.artifact_options)
+        exact = Plan(plan.model, plan.engine, "fp32", plan.threads, plan.kv_cache, plan.device, options)
+        quantized = minimum(plan.precision) is not None and plan.precision not in info.ready
+        if not quantized or not self._converts(exact) or info.reject(exact):
+            return None, ""
+        found = self.artifact(exact)
+        checked = self.checked.get(self._key(exact), Checked())
+        if checked.refused is not None and checked.check is not None:
+            return ("failed", f"{plan.engine} does not convert {plan.model} rightly, at fp32: {checked.refused[1]}"), ""
+        if isinstance(found, tuple):
+            return None, f"{plan.engine}'s conversion to fp32, which shows what quantization hides: {found[1]}"
+        return None, checked.unchecked
+
+    def tidy(self, plans: Iterable[Plan]) -> None:
+        """Remove what was converted for a check alone and is not loaded by any of `plans`."""
+        asked = {self._key(plan) for plan in plans if self._converts(plan)}
+        for key in self.fresh - asked:
+            found = self.made.pop(key, None)
+            if isinstance(found, Path) and (made := artifacts.read_artifact(found)) is not None:
+                artifacts.remove(made)
+        self.fresh.clear()
 
     def _refused(self, plan: Plan, weights_bytes: int) -> Refused | None:
         if plan.device != "cpu":
@@ -123,32 +199,51 @@ class Preparation:
         return None if why is None else ("out_of_memory", f"not started: {why}")
 
     def _convert(self, key: str, plan: Plan, checkpoint: Checkpoint) -> Path | Refused:
+        what = f"{plan.model} to {plan.precision} for {plan.engine}"
+        started: list[str] = []
+
         def make(out: Path) -> None:  # only called where the artifact is not there yet
-            self._check_conversion(plan, checkpoint)
-            self.tell(f"converting {plan.model} to {plan.precision} for {plan.engine} (once; kept in the cache)")
-            status, reason = measure.convert(plan, checkpoint.path, out)
+            source = self._source(plan, checkpoint)
+            self.tell(f"converting {what} (once; kept in the cache)")
+            started.append(key)
+            status, reason = measure.convert(plan, source, out)
             if status != "ok":
-                raise _ConversionFailed(status, reason)
+                raise _ConversionFailed(status, artifacts.disk_remedy(reason))
 
         note = {"kind": "converted model", "model": plan.model, "engine": plan.engine, "precision": plan.precision}
         try:
-            return artifacts.ensure(key, make, note=note)
+            path = artifacts.ensure(key, make, note=note)
         except _ConversionFailed as failure:
             return failure.status, failure.reason
+        if started and (made := artifacts.read_artifact(path)) is not None:
+            self.fresh.add(key)
+            self.tell(f"converted {what}: {made.seconds:.1f} s, {made.bytes / _MIB:,.1f} MiB")
+        return path
 
-    def _check_conversion(self, plan: Plan, checkpoint: Checkpoint) -> None:
-        """Refuse a conversion that may not fit: counted as the whole checkpoint at FP32.
+    def _source(self, plan: Plan, checkpoint: Checkpoint) -> Path:
+        """What is converted: the checkpoint, or for a precision that is the type of a ready file, that file.
 
-        An engine may read tensor by tensor and need less, but `EngineInfo` does not say which do.
+        A conversion that may not fit is refused: the whole checkpoint at FP32 is counted, or the ready file. An
+        engine may read tensor by tensor and need less, but `EngineInfo` does not say which do.
         """
+        source, held = checkpoint.path, checkpoint.parameters * 4
+        if plan.precision in self.infos[plan.engine].ready:
+            if checkpoint.gguf is None or checkpoint.gguf_type != plan.precision:
+                it = f"a GGUF file of {checkpoint.gguf_type}" if checkpoint.gguf else "not a GGUF file"
+                raise _ConversionFailed(
+                    "unsupported", f"{plan.precision} is a type of ready GGUF files, and {plan.model} is {it}"
+                )
+            source, held = checkpoint.gguf, _checkpoint_bytes(checkpoint.gguf)
         what = f"converting {plan.model} to {plan.precision} for {plan.engine}"
-        if why := fits.refusal(checkpoint.parameters * 4, self.memory_bytes, what):
+        if why := fits.refusal(held, self.memory_bytes, what):
             raise _ConversionFailed("out_of_memory", f"not started: {why}")
+        return source
 
 
 def _artifact_bytes(path: Path) -> int:
-    """Size of all files of an artifact but the cache's own note."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file() and p.name != artifacts.NOTE_FILE)
+    """Size of the files of an artifact as they were made."""
+    made = artifacts.read_artifact(path)
+    return 0 if made is None else made.bytes
 
 
 def _checkpoint_bytes(path: Path) -> int:
@@ -181,8 +276,11 @@ def prepare(
     }
     memory = fits.granted_bytes() if memory_bytes is None else memory_bytes
     ready = Preparation(infos, by_name, tokenized, tell, memory_bytes=memory)
-    for plan in plans:
-        ready.artifact(plan)
+    asked = tuple(plans)
+    with ready.checker.keeping():
+        for plan in asked:
+            ready.artifact(plan)
+    ready.tidy(asked)
     return ready
 
 

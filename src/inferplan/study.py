@@ -21,7 +21,7 @@ from .cost import Prices
 from .engines.base import EngineInfo
 from .errors import InputError, StoreError
 from .machine import Machine, preferred_cpus
-from .measurement import Measurement, Request, Sample, Status, Trial
+from .measurement import Converted, Measurement, Request, Sample, Status, Trial
 from .models import Checkpoint
 from .plan import Plan, Space
 from .result import PlanResult, results
@@ -136,6 +136,9 @@ class Ready(Protocol):
 
     def artifact(self, plan: Plan) -> Path | tuple[Status, str]:
         """What the plan's engine loads, or how and why there is none."""
+
+    def converted(self, plan: Plan) -> Converted | None:
+        """The artifact that `artifact` gave or refused, as made and checked; None where nothing was converted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +338,7 @@ def _take_one(
             notify(SampleTaken(plan, round_, sample))
 
         measurement = take(_trial(study, ready, plan, round_, artifact), info, watch, keep)
+    measurement = replace(measurement, converted=ready.converted(plan))
     store.finish_trial(row, measurement)
     return measurement
 

@@ -14,20 +14,21 @@ import importlib.util
 import itertools
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from . import measure, models
+from . import environments, measure, models
 from ._codec import decode, encode
-from .engines import load_engine
+from ._remote_engine import open_engine
 from .engines.base import Engine, EngineInfo
 from .errors import ArtifactError
 from .measurement import Measurement, Request, Trial
 from .plan import Plan
+from .reference import load as load_reference
+from .reference import score
 
 Reference = Callable[[Sequence[int], int], Sequence[int]]
 PROMPTS: tuple[tuple[int, ...], ...] = ((5, 17, 3, 42, 8, 99, 23), (7, 7, 1, 60, 12), (90, 31, 2))
@@ -79,12 +80,12 @@ class EngineContract:
         return make
 
     @pytest.fixture
-    def loaded(self, artifact: Callable[[Plan], Path]) -> Iterator[Callable[[Plan], Engine]]:
-        """Loads a plan in this process; closed at the end."""
+    def loaded(self, artifact: Callable[[Plan], Path], info: EngineInfo) -> Iterator[Callable[[Plan], Engine]]:
+        """Loads a plan in this process, or in one of the engine's own Python; closed at the end."""
         engines: list[Engine] = []
 
         def load(plan: Plan) -> Engine:
-            engine = load_engine(self.engine)
+            engine = open_engine(self.engine, measure.worker_environment(plan, info))
             engine.load(plan, artifact(plan))
             engines.append(engine)
             return engine
@@ -157,10 +158,10 @@ class EngineContract:
         list(engine.generate(self.prompts[1], 8))
         assert list(engine.generate(self.prompts[0], 8)) == first
 
-    def test_loads_again_after_close(self, artifact: Callable[[Plan], Path]) -> None:
+    def test_loads_again_after_close(self, artifact: Callable[[Plan], Path], info: EngineInfo) -> None:
         plan = self.plan()
         path = artifact(plan)
-        engine = load_engine(self.engine)
+        engine = open_engine(self.engine, measure.worker_environment(plan, info))
         outputs = []
         for _ in range(2):
             engine.load(plan, path)
@@ -189,15 +190,16 @@ class EngineContract:
                 small = file.suffix == ".json" and file.name != "fake.json"
                 (broken / file.name).write_bytes(data if small else data[: len(data) // 2])
         with pytest.raises(ArtifactError, match=r"\S+\.\w+"):
-            load_engine(self.engine).load(plan, broken)
+            open_engine(self.engine, measure.worker_environment()).load(plan, broken)
 
     def test_an_unknown_option_is_a_reason(self, info: EngineInfo) -> None:
         plan = Plan("tiny", self.engine, info.precisions[0], options=(("no_such_option", 1),))
-        assert "no_such_option" in (load_engine(self.engine).unsupported(plan) or "")
+        assert "no_such_option" in (open_engine(self.engine, measure.worker_environment()).unsupported(plan) or "")
         assert "no_such_option" in (info.reject(plan) or "")
 
     def test_an_unknown_precision_is_a_reason(self) -> None:
-        assert "int3" in (load_engine(self.engine).unsupported(Plan("tiny", self.engine, "int3")) or "")
+        plan = Plan("tiny", self.engine, "int3")
+        assert "int3" in (open_engine(self.engine, measure.worker_environment()).unsupported(plan) or "")
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -277,7 +279,7 @@ class RealModel:
             pytest.skip("this system does not tell the CPU time of single threads")
         long = [(i * 7919 + 13) % 20_000 + 1000 for i in range(_LONG_PROMPT)]
         task = {"plan": encode(plan), "artifact": str(self.artifact), "prompt": self.prompts()[1], "long": long}
-        command = [sys.executable, "-c", _WATCHED]
+        command = [*environments.interpreter(self.engine), "-c", _WATCHED]
         done = subprocess.run(
             command,
             input=json.dumps(task),
@@ -297,16 +299,11 @@ def first_difference(checkpoint: Path, prompt: Sequence[int], output: Sequence[i
     One pass over prompt and output gives the reference's choice after each of the engine's own
     prefixes. A step whose two best logits lie closer than `tie` may go either way.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    with torch.inference_mode():
-        logits = model.eval()(torch.tensor([[*prompt, *output[:-1]]])).logits[0, len(prompt) - 1 :]
-    for step, (row, token) in enumerate(zip(logits, output, strict=True)):
-        best = float(row.max())
-        if best - float(row[token]) > tie:
-            return f"step {step}: {token} with {float(row[token]):.4f}, and {int(row.argmax())} has {best:.4f}"
+    scored = score(load_reference(checkpoint), prompt, output)
+    for step, gap in enumerate(scored.gaps):
+        if gap > tie:
+            own, best = f"{scored.logits[step]:.4f}", f"{scored.best_logits[step]:.4f}"
+            return f"step {step}: {output[step]} with {own}, and {scored.best[step]} has {best}"
     return None
 
 

@@ -17,6 +17,7 @@ BUILTIN = {
     "ctranslate2": "inferplan.engines.ctranslate2:CTranslate2Engine",
     "fake": "inferplan.engines.fake:FakeEngine",
     "llamacpp": "inferplan.engines.llamacpp:LlamaCppEngine",
+    "llamacpp-native": "inferplan.engines.llamacpp_native:LlamaCppNativeEngine",
     "onnxruntime": "inferplan.engines.onnxruntime:OnnxRuntimeEngine",
     "openvino": "inferplan.engines.openvino:OpenVinoEngine",
     "transformers": "inferplan.engines.transformers:TransformersEngine",

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import Unsupported
 
 # Packages that transformers imports when it finds them and that text generation never calls.
-_OPTIONAL = ("scipy", "sklearn", "pandas", "PIL", "torchvision", "accelerate", "peft")
+_OPTIONAL = ("scipy", "sklearn", "pandas", "PIL", "torchvision", "accelerate", "peft", "torchao")
 # The compiler front end: modelling code only borrows decorators from it.
 _COMPILER = ("torch._dynamo", "torch._dynamo._trace_wrapped_higher_order_op")
 

@@ -7,15 +7,24 @@ Imports torch and transformers: import it only after `_transformers_imports`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..errors import Unsupported
+from ._transformers_linears import RowEmbedding
+from ._transformers_step import Program, Recording, ScriptedStep, Unrecordable, agree, record
 
+# A step is recorded at the lengths 2 and 3 and at this one, or at the model's last position if that is less: code that
+# takes another way from some length on (a window, a scaled rotary embedding) is noticed if that is less.
+_FAR = 512
+# Pages that are shared, which Python asks for by default, would be given out for reading too.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 _ROUND = 64  # capacity grows in steps, so that prompts of similar length share one buffer
 
 
@@ -42,7 +51,12 @@ class PreallocatedLayer(DynamicLayer):
         return self.key_buffer.narrow(2, 0, end), self.value_buffer.narrow(2, 0, end)
 
     def _buffer(self, like: Tensor) -> Tensor:
-        return like.new_empty(like.shape[0], like.shape[1], self.capacity, like.shape[3])
+        """Zeros that take memory only where something is written: pages straight from the system."""
+        shape = (like.shape[0], like.shape[1], self.capacity, like.shape[3])
+        count = math.prod(shape)
+        size = count * like.element_size()
+        pages = mmap.mmap(-1, size, **_PRIVATE)
+        return torch.frombuffer(pages, dtype=like.dtype, count=count).view(shape)
 
     def get_seq_length(self) -> int:
         """Tokens held."""
@@ -61,6 +75,17 @@ class PreallocatedCache(Cache):
         super().__init__(layers=list(self.typed))
         self.capacity = capacity
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Keys and values of every layer, whole; they are there once something was kept."""
+        pairs = ((layer.key_buffer, layer.value_buffer) for layer in self.typed)
+        return [buffer for pair in pairs for buffer in pair if buffer is not None]
+
+    def set_length(self, length: int) -> None:
+        """Make every layer hold `length` tokens, whatever they are."""
+        for layer in self.typed:
+            layer.length = length
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
@@ -68,11 +93,21 @@ class PreallocatedCache(Cache):
         return self.typed[layer_idx].update(key_states, value_states)
 
 
+class Step(Protocol):
+    """What runs one token from a recording."""
+
+    name: str
+
+    def __call__(self, length: int, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits, [vocabulary], with `length` tokens in the cache."""
+
+
 class Loop:
     """Greedy generation with one model; keeps its cache from request to request."""
 
-    def __init__(self, model: Any, kv_cache: bool) -> None:
-        self._model, self._kv_cache = model, kv_cache
+    def __init__(self, model: Any, kv_cache: bool, context: int = 0) -> None:
+        """`context` is the longest sequence that the model takes, 0 where it does not say."""
+        self._model, self._kv_cache, self._context = model, kv_cache, context
         accepted = inspect.signature(type(model).forward).parameters
         if kv_cache and "past_key_values" not in accepted:  # a state of another kind would be lost in silence
             raise Unsupported(
@@ -83,6 +118,9 @@ class Loop:
         self._takes_positions = "position_ids" in accepted
         self._cache: Any = None
         self._own_cache = kv_cache and self._layers() > 0
+        self._recorded: Step | None = None
+        self._embedding = model.get_input_embeddings()
+        self.step_name = "the library's code"
 
     @property
     def cache_name(self) -> str:
@@ -103,15 +141,81 @@ class Loop:
         done = 0
         for _ in range(max_tokens):
             end = done + ids.shape[1]
-            token = self._step(ids, cache, positions[:, done:end])
+            step = self._step if self._recorded is None or done == 0 else self._recorded_step
+            token = step(ids, cache, positions[:, done:end])
             yield token
             done, ids = end, torch.tensor([[token]])
 
     @torch.inference_mode()
     def _step(self, ids: Tensor, cache: Any, positions: Tensor) -> int:
+        return int(self._logits(ids, cache, positions).argmax())
+
+    @torch.inference_mode()
+    def _recorded_step(self, ids: Tensor, cache: PreallocatedCache, positions: Tensor) -> int:
+        assert self._recorded is not None
+        length = cache.typed[0].length
+        logits = self._recorded(length, self._inputs(ids, cache, positions))
+        cache.set_length(length + 1)
+        return int(logits.argmax())
+
+    def _logits(self, ids: Tensor, cache: Any, positions: Tensor) -> Tensor:
+        """Of the last token, [vocabulary]."""
         extra = {"position_ids": positions} if self._takes_positions else {}
         out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **extra, **self._fixed)
-        return int(out.logits[0, -1].argmax())
+        logits: Tensor = out.logits[0, -1]
+        return logits
+
+    def _inputs(self, ids: Tensor, cache: PreallocatedCache, positions: Tensor) -> list[Tensor]:
+        """What differs from step to step, in the order in which it was recorded."""
+        rows = [self._embedding.rows(ids)] if isinstance(self._embedding, RowEmbedding) else []
+        return [ids, positions, *rows, *cache.buffers]
+
+    def record(self, made_of: Callable[[Program], Step] = ScriptedStep, tolerance: float = 0.0) -> None:
+        """Run the steps of later requests from a recording; `step_name` then says so, or why not.
+
+        Args:
+            made_of: what runs the recorded program.
+            tolerance: how far its logits may lie from those of the library's code, as a share of the largest;
+                0: it must give the very bits.
+
+        Raises:
+            Unrecordable: the model's code does not allow it, with why.
+        """
+        try:
+            if not self._own_cache:
+                raise Unrecordable(f"no cache that grows by one token a step: {self.cache_name}")
+            self._recorded = self._checked_step(made_of, tolerance)
+        except (Unrecordable, RuntimeError) as error:  # torch raises RuntimeError for what it does not know
+            why = " ".join(str(error).split())[:200]
+            self.step_name = f"the library's code: {why}"
+            raise Unrecordable(why) from error
+        self.step_name = self._recorded.name
+
+    @torch.inference_mode()
+    def _checked_step(self, made_of: Callable[[Program], Step], tolerance: float) -> Step:
+        end = min(self._context or _FAR, _FAR)
+        cache = PreallocatedCache(self._layers(), end)
+        self._logits(torch.tensor([[0, 1]]), cache, torch.arange(2)[None])
+        step = made_of(agree([self._record_at(length, cache) for length in (2, 3, end - 1)]))
+        cache.set_length(4)
+        ids, positions = torch.tensor([[1]]), torch.tensor([[4]])
+        expected = self._logits(ids, cache, positions)
+        found = step(4, self._inputs(ids, cache, positions))
+        if not torch.allclose(found, expected, rtol=0, atol=tolerance * float(expected.abs().max())):
+            raise Unrecordable("the recording gives other values")
+        return step
+
+    def _record_at(self, length: int, cache: PreallocatedCache) -> Recording:
+        cache.set_length(length)
+        ids, positions = torch.tensor([[length % 3]]), torch.tensor([[length]])
+        inputs = self._inputs(ids, cache, positions)
+        if isinstance(self._embedding, RowEmbedding):
+            self._embedding.prepared = inputs[2]
+        try:
+            return record(length, inputs, lambda: self._logits(ids, cache, positions))
+        finally:
+            if isinstance(self._embedding, RowEmbedding):
+                self._embedding.prepared = None
 
     def _without_cache(self, prompt: Sequence[int], max_tokens: int) -> Iterator[int]:
         ids = torch.empty((1, len(prompt) + max_tokens), dtype=torch.int64)

@@ -6,6 +6,7 @@ Leaves the kernels to `_transformers_linears`. Imports torch: import it only aft
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 from ..errors import ArtifactError, Unsupported
 from ._safetensors import SINGLE_NAME, Entry, TensorFile, TensorFiles, TensorWriter
 from ._transformers_linears import (
-    FloatLinear,
     Int8Linear,
-    RowMajorLinear,
+    float_layer,
     quantize,
     raw,
     read_rows_from,
     read_tensor,
 )
+from ._transformers_siblings import Sibling, Siblings, find_siblings
 
 FORMAT = "inferplan-int8-1"
 SCALE = ".int8_scale"  # suffix of the scales beside a weight's name
@@ -51,19 +52,29 @@ def build(config_class: Any, model: Any, config: dict[str, Any], attention: str,
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         raise Unsupported(f"transformers cannot build this {config['model_type']}: {error}") from error
     made.eval()
-    _fill_buffers(made)
     _simplify(made)
+    _fill_buffers(made)
+    made.siblings = find_siblings(made, layout(made).linears)
     return made
+
+
+_WARNING = "warn_if_padding_and_no_attention_mask"
 
 
 def _simplify(model: nn.Module) -> None:
     """Put in one cheap call where the library makes several, with the same result."""
     for module in model.modules():
+        if hasattr(module, _WARNING):  # it looks at the first and the last token each time
+            setattr(module, _WARNING, _no_warning)
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):  # changes nothing in inference
                 setattr(module, name, nn.Identity())
             elif type(child).__name__ == "NewGELUActivation":  # the same formula in six operations, 5% of a token
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def _no_warning(*_: Any, **__: Any) -> None:
+    """There is no padding here: a request is one sequence."""
 
 
 def _no_initial_values() -> AbstractContextManager[None]:
@@ -93,11 +104,15 @@ def _fill_buffers(model: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a model's parameters are for: linear layers by name, tied names, and the input embedding's name."""
+    """What a model's parameters are for: linear layers by name, tied names, and the input embedding's name.
+
+    `groups` holds every linear layer once, with those that are multiplied as one.
+    """
 
     linears: dict[str, nn.Module]
     tied: dict[str, str]
     embedding: str | None
+    groups: tuple[tuple[str, ...], ...]
 
     def source(self, name: str) -> str:
         """The parameter that `name` shares its values with, or itself."""
@@ -112,7 +127,9 @@ def layout(model: Any) -> Layout:
     linears = {n: m for n, m in model.named_modules() if getattr(type(m), "forward", None) in plain}
     table = model.get_input_embeddings()
     name = next((n for n, m in model.named_modules() if m is table), None) if isinstance(table, nn.Embedding) else None
-    return Layout(linears, dict(getattr(model, "all_tied_weights_keys", {})), name)
+    joined = tuple(getattr(model, "siblings", ()))
+    alone = ((n,) for n in linears if not any(n in group for group in joined))
+    return Layout(linears, dict(getattr(model, "all_tied_weights_keys", {})), name, (*joined, *alone))
 
 
 class Source:
@@ -168,22 +185,25 @@ def _renamed(name: str, renames: list[Any]) -> str:
     return name
 
 
-def load_float(model: Any, directory: Path, dtype: torch.dtype) -> Source:
+def load_float(model: Any, directory: Path, dtype: torch.dtype, compiled: bool = False) -> Source:
     """Put the checkpoint's weights in place, as `dtype`. The source must stay open: embedding rows are read from it."""
     source, plan = Source(model, directory), layout(model)
-    for name, module in _largest_first(plan.linears):
-        weight = _linear_weight(source, plan, name, module).to(dtype)
-        bias = _optional(source, plan, f"{name}.bias", module)
-        bias = None if bias is None else bias.to(dtype)
-        # [in, out] for FP32, [out, in] for BF16: see the two classes
-        wants_out_first = dtype is torch.bfloat16
-        weight = weight if _out_first(module) == wants_out_first else weight.t().contiguous()
-        made = (RowMajorLinear if wants_out_first else FloatLinear)(weight, bias)
-        _replace(model, name, made)
+    for group in _largest_first(plan):
+        modules = [plan.linears[name] for name in group]
+        out, width = sum(shape_of(module)[0] for module in modules), shape_of(modules[0])[1]
+        made_of = float_layer(out, width, dtype, compiled)
+        weights = [
+            oriented_weight(_linear_weight(source, plan, n, m).to(dtype), m, made_of.out_first)
+            for n, m in zip(group, modules, strict=True)
+        ]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights, dim=0 if made_of.out_first else 1)
+        del weights
+        bias = _joined_bias(source, plan, group)
+        replace(model, group, made_of(weight.contiguous(), None if bias is None else bias.to(dtype)), plan)
         del weight
         release_free_memory()
-    _place_embedding(model, plan, source, dtype, scale=None)
-    _place_rest(model, plan, source, dtype)
+    place_embedding(model, plan, source, dtype, scale=None)
+    place_rest(model, plan, source, dtype)
     return source
 
 
@@ -193,21 +213,32 @@ def load_int8(model: Any, directory: Path) -> Source:
     if source.files.metadata.get("format") != FORMAT:
         raise ArtifactError(f"{source.files.first_path} is not an INT8 artifact of this version: convert it again")
     scales: dict[str, Tensor] = {}
-    for name, module in _largest_first(plan.linears):
-        key = plan.source(f"{name}.weight")
-        out, width = _shape(module)
-        scales[key] = source.read(key + SCALE, (out,))
-        bias = _optional(source, plan, f"{name}.bias", module)
-        file, entry = source.locate(key, (out, width))
-        if entry.dtype != "I8":
-            raise ArtifactError(f"{file.path}: {key} has type {entry.dtype}, not I8: convert it again")
-        fill = partial(file.read_into, offset=entry.offset)
-        _replace(model, name, Int8Linear((out, width), fill, scales[key], bias))
+    for group in _largest_first(plan):
+        fills = []
+        for name in group:
+            key, shape = plan.source(f"{name}.weight"), shape_of(plan.linears[name])
+            scales[key] = source.read(key + SCALE, shape[:1])
+            file, entry = source.locate(key, shape)
+            if entry.dtype != "I8":
+                raise ArtifactError(f"{file.path}: {key} has type {entry.dtype}, not I8: convert it again")
+            fills.append((file, entry))
+        scale = torch.cat([scales[plan.source(f"{name}.weight")] for name in group])
+        shape = (len(scale), shape_of(plan.linears[group[0]])[1])
+        made = Int8Linear(shape, partial(_fill, fills), scale, _joined_bias(source, plan, group))
+        replace(model, group, made, plan)
         release_free_memory()
-    scale = scales.get(plan.source(f"{plan.embedding}.weight"))
-    _place_embedding(model, plan, source, torch.float32, scale)
-    _place_rest(model, plan, source, torch.float32)
+    embedded = scales.get(plan.source(f"{plan.embedding}.weight"))
+    place_embedding(model, plan, source, torch.float32, embedded)
+    place_rest(model, plan, source, torch.float32)
     return source
+
+
+def _fill(parts: list[tuple[TensorFile, Entry]], into: memoryview) -> None:
+    """Read several tensors one behind the other."""
+    done = 0
+    for file, entry in parts:
+        file.read_into(into[done : done + entry.nbytes], entry.offset)
+        done += entry.nbytes
 
 
 def release_free_memory() -> None:
@@ -232,10 +263,10 @@ def convert_int8(model: Any, checkpoint: Path, out: Path) -> None:
     linear: dict[str, nn.Module] = {}
     for name, module in plan.linears.items():
         linear.setdefault(plan.source(f"{name}.weight"), module)
-    rest = [n for n, t in _state(model) if plan.source(n) == n and n not in linear and _needed(source, n, t)]
+    rest = other_tensors(model, source, plan)
     table: list[tuple[str, str, tuple[int, ...]]] = []
     for key, module in linear.items():
-        table += [(key, "I8", _shape(module)), (key + SCALE, "F32", _shape(module)[:1])]
+        table += [(key, "I8", shape_of(module)), (key + SCALE, "F32", shape_of(module)[:1])]
     table += [(name, "F32", source.locate(name)[1].shape) for name in rest]
     with TensorWriter(out / SINGLE_NAME, table, {"format": FORMAT}) as writer:
         for key, module in linear.items():
@@ -248,6 +279,12 @@ def convert_int8(model: Any, checkpoint: Path, out: Path) -> None:
     source.files.close()
     text = (checkpoint / "config.json").read_text(encoding="utf-8")
     (out / "config.json").write_text(text, encoding="utf-8")
+
+
+def other_tensors(model: Any, source: Source, plan: Layout) -> list[str]:
+    """Names of what an artifact holds beside the weights of linear layers, each tied tensor once."""
+    linear = {plan.source(f"{name}.weight") for name in plan.linears}
+    return [n for n, t in _state(model) if plan.source(n) == n and n not in linear and _needed(source, n, t)]
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -268,31 +305,46 @@ def _out_first(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)  # Conv1D keeps [in, out]
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
+def shape_of(module: nn.Module) -> tuple[int, int]:
     """[out, in] of a linear layer that is not loaded yet."""
     first, second = module.weight.shape  # type: ignore[misc]
     return (first, second) if _out_first(module) else (second, first)
 
 
-def _largest_first(linears: dict[str, nn.Module]) -> list[tuple[str, nn.Module]]:
+def _largest_first(plan: Layout) -> list[tuple[str, ...]]:
     """Largest first: its second copy, alive while it is packed, then falls where the others will lie."""
-    return sorted(linears.items(), key=lambda item: -item[1].weight.numel())  # type: ignore[operator]
+
+    def size(group: tuple[str, ...]) -> int:
+        return sum(math.prod(shape_of(plan.linears[name])) for name in group)
+
+    return sorted(plan.groups, key=size, reverse=True)
+
+
+def oriented_weight(weight: Tensor, module: nn.Module, out_first: bool) -> Tensor:
+    return weight if _out_first(module) == out_first else weight.t()
 
 
 def _linear_weight(source: Source, plan: Layout, name: str, module: nn.Module) -> Tensor:
     return source.read(plan.source(f"{name}.weight"), tuple(module.weight.shape))  # type: ignore[arg-type]
 
 
-def _optional(source: Source, plan: Layout, name: str, module: nn.Module) -> Tensor | None:
-    return None if module.bias is None else source.read(plan.source(name), tuple(module.bias.shape))  # type: ignore[arg-type]
+def _joined_bias(source: Source, plan: Layout, group: tuple[str, ...]) -> Tensor | None:
+    """The biases of a group, one behind the other; all of its layers have one, or none has."""
+    shapes = {name: plan.linears[name].bias for name in group}
+    if any(bias is None for bias in shapes.values()):
+        return None
+    return torch.cat([source.read(plan.source(f"{n}.bias"), tuple(b.shape)) for n, b in shapes.items()])  # type: ignore[arg-type]
 
 
-def _replace(model: nn.Module, name: str, made: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, made.eval())
+def replace(model: nn.Module, group: tuple[str, ...], made: nn.Module, plan: Layout) -> None:
+    made.eval()
+    joined = Siblings(made, [shape_of(plan.linears[name])[0] for name in group])
+    for index, name in enumerate(group):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, made if len(group) == 1 else Sibling(joined, index).eval())
 
 
-def _place_embedding(model: Any, plan: Layout, source: Source, dtype: torch.dtype, scale: Tensor | None) -> None:
+def place_embedding(model: Any, plan: Layout, source: Source, dtype: torch.dtype, scale: Tensor | None) -> None:
     if plan.embedding is None:
         return
     module = model.get_submodule(plan.embedding)
@@ -300,7 +352,7 @@ def _place_embedding(model: Any, plan: Layout, source: Source, dtype: torch.dtyp
     read_rows_from(module, file, entry, scale, dtype)
 
 
-def _place_rest(model: Any, plan: Layout, source: Source, dtype: torch.dtype) -> None:
+def place_rest(model: Any, plan: Layout, source: Source, dtype: torch.dtype) -> None:
     done: dict[str, nn.Parameter] = {}
     for name, old in list(_state(model)):
         owner, _, leaf = name.rpartition(".")

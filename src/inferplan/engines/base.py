@@ -49,6 +49,8 @@ class EngineInfo:
         needs_model: whether it loads real weights; without, prompts are sent as bytes.
         converts: precisions that need an artifact made by `convert`; the others load
             the checkpoint as it is.
+        ready: types of GGUF files (`q4_1`) that it runs as they are. A plan of that precision
+            hands `convert` the file itself, whatever `converts` says.
     """
 
     name: str
@@ -64,6 +66,7 @@ class EngineInfo:
     devices: tuple[str, ...] = ("cpu",)
     needs_model: bool = True
     converts: tuple[str, ...] | None = None
+    ready: tuple[str, ...] = ()
 
     def reject(self, plan: Plan) -> str | None:
         """Why this engine cannot run `plan` here, as far as can be told without it; or None."""
@@ -71,9 +74,10 @@ class EngineInfo:
             return self.lacks["engine"]
         if plan.device not in self.devices:
             return f"{self.name} runs on {', '.join(self.devices)}, not on {plan.device}"
-        if plan.precision not in self.precisions:
+        if plan.precision not in (*self.precisions, *self.ready):
+            ready = f", and of ready GGUF files {', '.join(self.ready)}" if self.ready else ""
             return self.lacks.get(plan.precision) or (
-                f"{self.name} has no precision {plan.precision!r} here; it has {', '.join(self.precisions)}"
+                f"{self.name} has no precision {plan.precision!r} here; it has {', '.join(self.precisions)}{ready}"
             )
         if plan.kv_cache not in self.kv_cache:
             return f"{self.name} cannot run with the KV cache {'on' if plan.kv_cache else 'off'}"

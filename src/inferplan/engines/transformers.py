@@ -7,7 +7,10 @@ Leaves imports, weights, kernels and the loop to the `_transformers_*` files; no
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
@@ -24,14 +27,35 @@ from .base import Axis, EngineInfo
 if TYPE_CHECKING:
     from ._transformers_loop import Loop
 
-MIN_INT8_SHARE = 0.99  # below it a plan is not called INT8 (issue 2)
+MIN_INT8_SHARE = 0.99  # below it a plan is not called INT8 or INT4 (issue 2)
 _NEEDED = ("torch", "transformers")
 _ATTENTION = Axis("attention", ("sdpa", "eager"), "how transformers computes attention: torch's fused kernel, or plain")
+_STEP = Axis(
+    "step", ("recorded", "library"), "one token: the library's operations from a recording, or its Python code"
+)
+_COMPILE = Axis("compile", (False, True), "the recorded step through torch.compile, once, while loading")
+_QUANTIZER = Axis(
+    "quantizer",
+    ("auto", "own", "torchao"),
+    "who quantizes: own is INT8 of weights and activations, torchao INT8 or INT4 of weights alone; auto: own for INT8",
+)
+_HUGE_PAGES = Axis("huge_pages", (1, 0), "ask the system for large pages for the weights (THP_MEM_ALLOC_ENABLE)")
+_SPIN = Axis(
+    "spin",
+    (300_000, 0, 30_000_000_000),
+    "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): OpenMP's own, none, for ever",
+)
 _ENV = {
     "OMP_NUM_THREADS": "{threads}",
     "MKL_NUM_THREADS": "{threads}",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_LINUX_ENV = {"GOMP_SPINCOUNT": "{spin}", "THP_MEM_ALLOC_ENABLE": "{huge_pages}"}
+_COMPILERS = ("g++", "clang++")
+# How far logits of a compiled step may lie from those of the library's code, as a share of the largest of them: sums in
+# another order, and for products in bfloat16 their rounding.
+_COMPILED_TOLERANCE = {"fp32": 1e-3}
+_ROUNDED_TOLERANCE = 0.1
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's
 
 
@@ -58,32 +82,43 @@ class TransformersEngine:
             lacks["engine"] = f"{' and '.join(missing)} not installed: pip install {names}"
         if why := _no_bf16():
             lacks["bf16"] = why
+        if why := _no_torchao():
+            lacks["int4"] = why
+        else:
+            libraries["torchao"] = version("torchao")
+        linux = sys.platform == "linux"
         return EngineInfo(
             name="transformers",
             version=libraries.get("transformers", ""),
-            precisions=tuple(p for p in ("fp32", "bf16", "int8") if p not in lacks),
-            axes=(_ATTENTION,),
+            precisions=tuple(p for p in ("fp32", "bf16", "int8", "int4") if p not in lacks),
+            axes=(_ATTENTION, _STEP, _COMPILE, _QUANTIZER, *((_HUGE_PAGES, _SPIN) if linux else ())),
             lacks=lacks,
-            env=_ENV,
+            env={**_ENV, **_LINUX_ENV} if linux else _ENV,
             libraries=libraries,
-            artifact_key="int8-1",
-            converts=("int8",),
+            artifact_key=f"int8-1-torchao-{libraries.get('torchao', 'none')}",
+            artifact_options=("quantizer",),
+            converts=("int8", "int4"),
         )
 
     def unsupported(self, plan: Plan) -> str | None:
         """Why `plan` cannot run, or None."""
-        return self.describe().reject(plan)
+        return self.describe().reject(plan) or _no_quantizer(plan) or _no_compile(plan)
 
     def convert(self, checkpoint: Path, plan: Plan, out: Path) -> None:
-        """For INT8: one safetensors file and config.json. FP32 and BF16 load the checkpoint itself.
+        """For INT8 and INT4: one safetensors file and config.json. FP32 and BF16 load the checkpoint itself.
 
         Raises:
             ArtifactError: the checkpoint is corrupt or incomplete, with the file's name.
             Unsupported: transformers has no such architecture.
         """
-        if plan.precision != "int8":
+        if not plan.quantized:
             return
         model, _ = _empty_model(checkpoint, plan)
+        if _by_torchao(plan):
+            from . import _transformers_torchao as torchao
+
+            torchao.convert(model, checkpoint, out, bits=8 if plan.precision == "int8" else 4)
+            return
         from ._transformers_model import convert_int8
 
         convert_int8(model, checkpoint, out)
@@ -103,36 +138,43 @@ class TransformersEngine:
         import torch
 
         from . import _transformers_linears as linears
-        from . import _transformers_model as models
         from ._transformers_loop import Loop
 
         _set_threads(plan.threads)
-        int8 = plan.precision == "int8"
         dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
-        if int8:
-            self._source = models.load_int8(model, artifact)
-        else:
-            self._source = models.load_float(model, artifact, dtype)
+        self._source = _fill(model, artifact, plan, dtype)
         self._vocabulary = model.get_input_embeddings().num_embeddings
         self._context = getattr(model.config, "max_position_embeddings", None) or 0
-        self.model, self._loop = model, Loop(model, plan.kv_cache)
+        self.model, self._loop = model, Loop(model, plan.kv_cache, self._context)
         with linears.ShareCounter(model) as seen:
             list(self._loop.tokens([0, 1], 2))
-        if int8 and seen.share < MIN_INT8_SHARE:
+        if plan.quantized and seen.share < MIN_INT8_SHARE:
             raise EngineError(
-                f"only {seen.share:.1%} of the linear parameters ran in INT8, those of {sorted(seen.kernels)} did not: "
-                f"this {model.config.model_type} has layers that this engine cannot quantize, so it is not INT8"
+                f"only {seen.share:.1%} of the linear parameters ran in {plan.precision.upper()}, those of "
+                f"{sorted(seen.kernels)} did not: this {model.config.model_type} has layers that this engine cannot "
+                f"quantize, so it is not {plan.precision.upper()}"
             )
+        _record(self._loop, plan)
+        name = str(dtype).removeprefix("torch.")
         return Actual(
-            dtype=str(dtype).removeprefix("torch."),
-            weights="int8" if int8 else str(dtype).removeprefix("torch."),
+            dtype=name,
+            weights=plan.precision if plan.quantized else name,
             threads=torch.get_num_threads(),
-            kernel=linears.int8_kernel() if int8 else ", ".join(sorted(seen.kernels)),
-            scheme=linears.Int8Linear.scheme if int8 else "",
-            quantized_share=seen.share if int8 else None,
+            kernel=_kernel(plan, seen),
+            scheme=("weight-only" if _by_torchao(plan) else "dynamic") if plan.quantized else "",
+            quantized_share=seen.share if plan.quantized else None,
             attention=model.config._attn_implementation,
             kv_cache=plan.kv_cache,
-            details={"imports": imports, "cache": self._loop.cache_name, "embedding": "rows read from the file"},
+            details={
+                "imports": imports,
+                "cache": self._loop.cache_name,
+                "embedding": "rows read from the file",
+                "step": self._loop.step_name,
+                "joined": str(sum(map(len, model.siblings))),
+                "spin": os.environ.get("GOMP_SPINCOUNT", ""),
+                "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", ""),
+                **({"products": "bfloat16"} if _by_torchao(plan) else {}),
+            },
         )
 
     def generate(self, prompt: Sequence[int], max_tokens: int) -> Iterator[int]:
@@ -173,11 +215,95 @@ def native_recipe(plan: Plan, checkpoint_name: str) -> str:
     Args:
         checkpoint_name: what `from_pretrained` is to load: a directory or a hub id.
     """
-    env = {name: value.replace("{threads}", str(plan.threads)) for name, value in _ENV.items()}
+    info = TransformersEngine().describe()
+    values = {axis.name: plan.option(axis.name, axis.default) for axis in info.axes}
+    env = {name: text.format(threads=plan.threads, **values) for name, text in info.env.items()}
     arm = platform.machine().lower() in ("arm64", "aarch64")
-    attention = str(plan.option("attention", _ATTENTION.default))
     reduce_range = not arm and not _cpu_flags() & {"avx512_vnni", "avx_vnni"}
-    return script(plan, checkpoint_name, env, attention, "qnnpack" if arm else "fbgemm", reduce_range)
+    options = {**values, "backend": "qnnpack" if arm else "fbgemm", "reduce_range": reduce_range}
+    return script(plan, checkpoint_name, env, {**options, "torchao": _by_torchao(plan)})
+
+
+def _by_torchao(plan: Plan) -> bool:
+    """Whether torchao quantizes this plan's weights."""
+    chosen = plan.option("quantizer", _QUANTIZER.default)
+    return plan.quantized and (chosen == "torchao" or (chosen == "auto" and plan.precision == "int4"))
+
+
+def _no_torchao() -> str | None:
+    try:
+        version("torchao")
+    except PackageNotFoundError:
+        return "torchao quantizes to INT4 here and is not installed: pip install inferplan[torchao]"
+    return None
+
+
+def _no_quantizer(plan: Plan) -> str | None:
+    chosen = plan.option("quantizer", _QUANTIZER.default)
+    if chosen != "auto" and not plan.quantized:
+        return f"quantizer={chosen} chooses who quantizes, and {plan.precision} is not quantized"
+    if chosen == "own" and plan.precision == "int4":
+        return "transformers has no INT4 of our own; use quantizer=torchao"
+    return _no_torchao() if _by_torchao(plan) else None
+
+
+def _no_compile(plan: Plan) -> str | None:
+    if not plan.option("compile", _COMPILE.default):
+        return None
+    if not plan.kv_cache:
+        return "compile takes the KV cache: without it each token has another shape, and would be compiled anew"
+    if plan.option("step", _STEP.default) != "recorded":
+        return "compile takes the recorded step: leave step as it is"
+    if plan.precision == "int8" and not _by_torchao(plan):
+        return "torch.compile does not take the packed weights of fbgemm, our own INT8; use quantizer=torchao"
+    asked = os.environ.get("CXX")
+    if any(shutil.which(name) for name in ((asked,) if asked else _COMPILERS)):
+        return None
+    return f"torch.compile takes a C++ compiler, and {asked or ' or '.join(_COMPILERS)} is not on the PATH"
+
+
+def _fill(model: Any, artifact: Path, plan: Plan, dtype: Any) -> Any:
+    """Put the weights in place; the files they are read from."""
+    if _by_torchao(plan):
+        from . import _transformers_torchao as torchao
+
+        return torchao.load(model, artifact)
+    from . import _transformers_model as models
+
+    if plan.precision == "int8":
+        return models.load_int8(model, artifact)
+    return models.load_float(model, artifact, dtype, compiled=bool(plan.option("compile", _COMPILE.default)))
+
+
+def _record(loop: Loop, plan: Plan) -> None:
+    """Let later tokens run from a recording, as the plan asks, where the model's code allows it.
+
+    Raises:
+        Unsupported: the plan asks for a compiled step and there is none, with why.
+    """
+    from ._transformers_step import Unrecordable
+
+    if plan.option("compile", _COMPILE.default):
+        from ._transformers_compile import CompiledStep
+
+        try:
+            loop.record(CompiledStep, _COMPILED_TOLERANCE.get(plan.precision, _ROUNDED_TOLERANCE))
+        except Unrecordable as why:
+            raise Unsupported(f"torch.compile cannot take this model's step: {why}") from why
+    elif plan.option("step", _STEP.default) == "recorded" and plan.kv_cache:
+        with suppress(Unrecordable):  # the library's code runs then; the loop's `step_name` has the reason
+            loop.record()
+
+
+def _kernel(plan: Plan, seen: Any) -> str:
+    """The matrix kernels by name."""
+    if not plan.quantized:
+        return ", ".join(sorted(seen.kernels))
+    if _by_torchao(plan):
+        return "aten::_weight_int8pack_mm" if plan.precision == "int8" else "aten::_weight_int4pack_mm_for_cpu"
+    from ._transformers_linears import int8_kernel
+
+    return int8_kernel()
 
 
 def _empty_model(directory: Path, plan: Plan) -> tuple[Any, str]:

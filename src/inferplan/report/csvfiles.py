@@ -228,6 +228,7 @@ def _summary_row(report: Report, row: Row) -> dict[str, Cell]:
         "on_pareto_front": row.on_pareto,
         "usd_per_mtok": row.usd_per_mtok,
         **_ran(row),
+        **_converted(row),
         **_terms(report, row.checkpoint),
     }
 
@@ -250,6 +251,21 @@ def _ran(row: Row) -> dict[str, Cell]:
         "actual_attention": actual.attention,
         "actual_threads": actual.threads,
         "actual_use_cache": actual.kv_cache,
+    }
+
+
+def _converted(row: Row) -> dict[str, Cell]:
+    """The artifact that was made for the plan, and the check of its tokens."""
+    made = row.converted
+    if made is None:
+        return dict.fromkeys(CONVERTED_COLUMNS)
+    check = made.check
+    return {
+        "conversion_s": made.seconds,
+        "artifact_mb": _mib(made.bytes),
+        "checked_tokens": None if check is None else check.steps,
+        "checked_agreement": None if check is None else check.agreement,
+        "not_checked": made.unchecked,
     }
 
 
@@ -283,6 +299,7 @@ RAN_COLUMNS = (
     *("actual_dtype", "actual_weights", "actual_kernel", "actual_scheme", "actual_quantized_share"),
     *("actual_attention", "actual_threads", "actual_use_cache"),
 )
+CONVERTED_COLUMNS = ("conversion_s", "artifact_mb", "checked_tokens", "checked_agreement", "not_checked")
 SUMMARY_COLUMNS = (
     *SUMMARY_LEADING,
     *("status", "reason", "verdict", "chosen", "why", "engine", "precision", "device", "plan_id"),
@@ -292,6 +309,7 @@ SUMMARY_COLUMNS = (
     *("p50_latency_ms_with_disturbed", "p95_latency_ms_with_disturbed", "oversubscribed", "on_pareto_front"),
     *("usd_per_mtok",),
     *RAN_COLUMNS,
+    *CONVERTED_COLUMNS,
     *("weights_provenance", "weights", "synthetic_weights"),
     *("prompt_length", "output_tokens_asked", "concurrency", "concurrency_text", "sla", "objective", "study_id"),
 )

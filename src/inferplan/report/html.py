@@ -9,7 +9,18 @@ from __future__ import annotations
 from .charts import charts
 from .page import PAGE
 from .rows import Report, labels
-from .words import COLUMNS, NUMERIC, cells, choice, footnotes, header, title
+from .words import (
+    COLUMNS,
+    CONVERSION_COLUMNS,
+    CONVERSION_NUMERIC,
+    NUMERIC,
+    cells,
+    choice,
+    conversions,
+    footnotes,
+    header,
+    title,
+)
 
 _FLAGS = {"meets": "meets", "misses": "misses", "undecided": "undecided", "chosen": "meets"}
 
@@ -42,6 +53,10 @@ def render_html(report: Report) -> str:
             (row.plan.id, row.chosen, row.verdict or row.status.replace("_", " "), row.why or row.reason)
             for row in rows
         ],
+        conversion_columns=CONVERSION_COLUMNS,
+        conversion_numeric=CONVERSION_NUMERIC,
+        conversions=conversions(report),
+        zip=zip,
         recipe=report.recipe if report.chosen else None,
         synthetic=report.study.synthetic,
     )

@@ -129,6 +129,7 @@ def _plan(row: Row) -> dict[str, Any]:
         "process_spread": row.process_spread,
         "oversubscribed": row.oversubscribed,
         "actual": encode(row.actual),
+        "converted": encode(row.converted),
         "synthetic_weights": row.synthetic,
         "weights": None if checkpoint is None else checkpoint.weights,
         "provenance": None if checkpoint is None else checkpoint.provenance,

@@ -10,7 +10,19 @@ from collections.abc import Sequence
 
 from .rows import Report
 from .table import one_line
-from .words import COLUMNS, NUMERIC, Fact, cells, choice, footnotes, header, title
+from .words import (
+    COLUMNS,
+    CONVERSION_COLUMNS,
+    CONVERSION_NUMERIC,
+    NUMERIC,
+    Fact,
+    cells,
+    choice,
+    conversions,
+    footnotes,
+    header,
+    title,
+)
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$@!])")
 
@@ -33,6 +45,8 @@ def render_markdown(report: Report) -> str:
     lines += _list(choice(report))
     lines += ["", "## Every plan, and why", ""]
     lines += table(("plan", "why"), [(row.plan.id, row.why or row.reason) for row in rows])
+    if made := conversions(report):
+        lines += ["", "## Converted models", "", *table(CONVERSION_COLUMNS, made, CONVERSION_NUMERIC)]
     if report.recipe and report.chosen:
         fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", report.recipe))])
         lines += ["", "## The chosen plan without inferplan", "", fence, report.recipe.rstrip("\n"), fence]

@@ -139,6 +139,25 @@ pre { background: var(--code); border: 1px solid var(--line); border-radius: 8px
 </tbody></table></div>
 {% endif %}
 
+{% if conversions %}
+<h2>Converted models</h2>
+<div class="panel scroll" role="region" aria-label="Table of converted models" tabindex="0"><table>
+<thead><tr>
+{% for name in conversion_columns %}
+<th scope="col" class="{{ "num" if name in conversion_numeric else "" }}">{{ name }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in conversions %}
+<tr>
+{% for name, text in zip(conversion_columns, row) %}
+<td class="{{ "num" if name in conversion_numeric else "wrap" if loop.last else "" }}">{{ text }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody></table></div>
+{% endif %}
+
 {% if recipe %}
 <h2>The chosen plan without inferplan</h2>
 <pre tabindex="0"><code>{{ recipe }}</code></pre>

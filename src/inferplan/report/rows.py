@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from ..measurement import Actual
+from ..measurement import Actual, Converted
 from ..models import Checkpoint
 from ..plan import Plan
 from ..result import PlanResult
@@ -66,6 +66,7 @@ class Row:
         cut: samples ended early, whose latency is only known from below.
         p50_all, p95_all: the latency with the disturbed samples left in.
         process_spread: largest over smallest p50 of its processes.
+        converted: the artifact that it loads; None where it loads the checkpoint as it is.
     """
 
     plan: Plan
@@ -94,6 +95,7 @@ class Row:
     process_spread: float | None = None
     oversubscribed: bool = False
     actual: Actual | None = None
+    converted: Converted | None = None
     checkpoint: Checkpoint | None = None
 
     @property
@@ -147,6 +149,7 @@ def _row(study: Study, ranked: Ranked, chosen: bool) -> Row:
         cut=result.cut_count,
         oversubscribed=result.oversubscribed,
         actual=result.actual,
+        converted=next((m.converted for m in reversed(result.measurements) if m.converted is not None), None),
         checkpoint=study.checkpoint(result.plan.model),
     )
     # A process of a failed plan may have ended well before: its samples are in results.csv, never the plan's figures.

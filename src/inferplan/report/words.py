@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..measurement import Converted
 from ..selection import Ranked
 from ..sla import format_quantity
 from ..stats import MIN_PROCESSES
@@ -34,6 +35,8 @@ COLUMNS = (
     "notes",
 )
 NUMERIC = frozenset(COLUMNS[2:3] + COLUMNS[4:12])
+CONVERSION_COLUMNS = ("model", "engine", "precision", "conversion s", "MiB", "token check")
+CONVERSION_NUMERIC = frozenset(CONVERSION_COLUMNS[3:5])
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,32 @@ def notes(row: Row) -> list[str]:
         found.append(f"{row.cut} cut short")
     if row.actual is not None and row.actual.threads != row.plan.threads:
         found.append(f"ran {row.actual.threads} threads")
+    if row.converted is not None and row.converted.unchecked:
+        found.append(f"not checked: {row.converted.unchecked}")
     return found
+
+
+def conversions(report: Report) -> list[tuple[str, ...]]:
+    """The text of each of `CONVERSION_COLUMNS`, a tuple an artifact, in the order of the plans that load it."""
+    found: dict[tuple[str, ...], None] = {}
+    for row in report.rows:
+        if (made := row.converted) is not None:
+            cells = short(made.seconds), mebibytes(made.bytes), token_check(made)
+            found[(row.plan.model, row.plan.engine, row.plan.precision, *cells)] = None
+    return list(found)
+
+
+def token_check(made: Converted) -> str:
+    """How an artifact's tokens compare with the reference's, or why that is not known."""
+    check = made.check
+    if check is None:
+        return f"not checked: {made.unchecked}" if made.unchecked else MISSING
+    needed = "all but ties" if check.minimum is None else percent(check.minimum)
+    return (
+        f"{percent(check.agreement, 3)} of {check.steps} tokens are the best of {check.reference} at float32 "
+        f"(it takes {needed}{f'; only {check.distinct} different ones, which proves little' if check.weak else ''}); "
+        f"{short(check.seconds)} s{f'; not checked: {made.unchecked}' if made.unchecked else ''}"
+    )
 
 
 def footnotes(report: Report, *, starred: bool = True) -> list[str]:

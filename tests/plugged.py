@@ -85,15 +85,16 @@ def checkpoint(path: Path, *, seed: int = 0, model_type: str = "gpt2") -> Checkp
         "transformer.ln_f.bias": draw.normal(scale=0.1, size=WIDTH),
     }
     save_file({name: tensor.astype("float32") for name, tensor in tensors.items()}, path / "model.safetensors")
-    settings: dict[str, object] = {
+    settings = {
+        "model_type": model_type,
         "n_layer": 0,
         "n_head": 4,
         "n_embd": WIDTH,
         "n_positions": CONTEXT,
         "vocab_size": VOCABULARY,
+        "tie_word_embeddings": False,
     }
-    settings["tie_word_embeddings"] = False
-    (path / "config.json").write_text(json.dumps({"model_type": model_type, **settings}))
+    (path / "config.json").write_text(json.dumps(settings))
     parameters = sum(tensor.size for tensor in tensors.values())
     key = artifacts.artifact_key(str(path), str(seed), model_type)
     return Checkpoint(path.name, path, "local", "float32", key, parameters, CONTEXT)

@@ -90,7 +90,8 @@ def _reason(lines: Sequence[str], code: int) -> str:
         if any(word in said for word in words):
             here = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
             return f"{reason} ({here}). The last words were: {last}"
-    return f"it ended with exit code {code}. The last words were: {last or 'none'}"
+    end = f"it was ended from outside by signal {-code}" if code < 0 else f"it ended with exit code {code}"
+    return f"{end}. The last words were: {last or 'none'}"
 
 
 def versions(listed: str) -> dict[str, str]:

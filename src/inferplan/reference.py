@@ -28,7 +28,8 @@ from .errors import EngineError
 from .measure import worker_environment
 
 _TIMEOUT_S = 900.0  # for one answer: loading 3 GB from a cold disk, or reading 200 tokens with a large model
-_QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+_QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # nobody times it, and a busy neighbour then costs it less
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Reference:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            env={**worker_environment(), **_QUIET},
+            env={**worker_environment(), **_QUIET, **_PATIENT},
         )
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()

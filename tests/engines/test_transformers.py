@@ -276,7 +276,7 @@ def test_unknown_architecture_is_unsupported_with_its_name(tmp_path: Path, engin
 def test_closing_the_iterator_ends_the_request_and_the_next_one_is_right(
     checkpoint: Make, engine: TransformersEngine
 ) -> None:
-    engine.load(_plan(), checkpoint("llama-gqa-tied"))
+    engine.load(_plan(step="library"), checkpoint("llama-gqa-tied"))
     calls = 0
     forward = engine.model.forward
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,6 +218,27 @@ def test_what_cannot_be_installed_says_why_and_leaves_nothing(
     with pytest.raises(InputError, match=why):
         _install(wheels)
     assert not tiny.exists()
+
+
+def test_what_pip_started_ends_with_an_interruption(tmp_path: Path) -> None:
+    """A build in a process of a process, as pip starts them."""
+    if not hasattr(os, "killpg"):
+        pytest.skip("this system has no groups of processes")
+    beat = tmp_path / "beat"
+    child = f"import time\nwhile True:\n open({str(beat)!r}, 'a').write('x')\n time.sleep(0.05)"
+    code = (
+        f"import os, subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        f"while not os.path.exists({str(beat)!r}): time.sleep(0.02)\nprint(1)\ntime.sleep(60)"
+    )
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _pip.run([sys.executable, "-c", code], interrupt, "")
+    size = beat.stat().st_size
+    time.sleep(0.3)
+    assert beat.stat().st_size == size
 
 
 def test_an_index_that_cannot_be_reached_is_said() -> None:

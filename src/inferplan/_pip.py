@@ -6,9 +6,11 @@ Owns the process and the reading of its output. Leaves what is installed where t
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,7 @@ def run(command: Sequence[str], tell: Tell, failed: str, variables: Mapping[str,
             text=True,
             encoding="utf-8",
             errors="replace",
+            start_new_session=True,  # Ctrl-C is ours to handle; what it builds ends with its group
             env={
                 **os.environ,
                 "PYTHONUNBUFFERED": "1",
@@ -60,11 +63,20 @@ def run(command: Sequence[str], tell: Tell, failed: str, variables: Mapping[str,
         code = process.wait()
     finally:
         if process.poll() is None:  # interrupted: what we started ends with us
-            process.kill()
-            process.wait()
+            _kill(process)
     if code != 0:
         raise InputError(f"{failed}: {_reason(kept, code)}")
     return "\n".join(kept)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End it and the compilers that it started: they would write into what is deleted next."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
 
 
 # Words in the output of pip, venv and Python, and what they come to. The first that is found is told.

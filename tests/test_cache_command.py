@@ -59,7 +59,7 @@ def filled(cache: Path) -> dict[str, Path]:
     kind = "converted model"
     made = {
         "llama": artifact("a", mebibytes=2, kind=kind, model="gpt2", engine="llamacpp", precision="int8",
-                          check={"key": "k", "check": check}),
+                          check={"key": "k", "check": check, "unchecked": ""}),
         "old": artifact("b", days=40, kind=kind, model="gpt2", engine="ctranslate2", precision="fp32"),
         "synthetic": artifact("c", days=2, kind="synthetic weights", model="gpt2", what="gpt2, synthetic"),
         "unnamed": artifact("d", model="tiny", what="tiny.gguf as safetensors"),

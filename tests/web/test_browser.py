@@ -25,6 +25,7 @@ from web.browser_studies import STUDIES
 pytestmark = pytest.mark.browser
 
 PROMPTS = "".join(f"The story of the number {n} begins\n" for n in range(8))
+_ROUNDS = 12  # of the study that is cancelled
 _MINUTES_MS = 180_000  # how long a tiny study may take on a busy machine before the test gives it up
 
 
@@ -352,9 +353,10 @@ def test_a_file_that_is_no_study_is_refused_in_words(empty: Server, page: Page) 
 
 @pytest.mark.slow
 def test_a_cancelled_study_keeps_what_was_measured_and_is_resumed_to_its_end(page: Page, real: Server) -> None:
-    _ask_for(page, real, ("deep",), tokens=48, rounds=2)
+    _ask_for(page, real, ("deep",), tokens=48, rounds=_ROUNDS)  # so many that a look falls between first and last
     page.get_by_role("button", name=at.START).click()
-    expect(page.get_by_test_id("stProgress")).to_contain_text("1 of 2 processes", timeout=_MINUTES_MS)
+    some = re.compile(rf"\b[1-9] of {_ROUNDS} processes")
+    expect(page.get_by_test_id("stProgress")).to_contain_text(some, timeout=_MINUTES_MS)
     page.get_by_role("button", name="Cancel").click()
     resume = page.get_by_role("button", name="Resume")
     expect(resume).to_be_visible(timeout=60_000)
@@ -362,14 +364,16 @@ def test_a_cancelled_study_keeps_what_was_measured_and_is_resumed_to_its_end(pag
     id = real.ids[0]
     kept = real.study(id)
     assert not kept.finished
-    assert [m.status for m in kept.measurements] == ["ok", "interrupted"]
+    whole = [m for m in kept.measurements if m.status == "ok"]
+    assert whole
+    assert [m.status for m in kept.measurements[len(whole) :]] == ["interrupted"]
     resume.click()
     expect(page.get_by_test_id("stProgress")).to_be_visible(timeout=30_000)
     expect(page.get_by_text("Chosen plan", exact=True)).to_be_visible(timeout=_MINUTES_MS)
     done = real.study(id)
     assert done.finished
-    assert done.measurements[0] == kept.measurements[0]
-    assert [m.status for m in done.measurements] == ["ok", "interrupted", "ok"]
+    assert list(done.measurements[: len(whole)]) == whole
+    assert [m.status for m in done.measurements].count("ok") == _ROUNDS
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ..errors import UnknownNameError
+from ..errors import InputError, UnknownNameError
 from ..measurement import Actual
 from ..plan import OptionValue, Plan
 
@@ -89,6 +89,27 @@ class EngineInfo:
                 known = ", ".join(map(str, axes[name].values))
                 return f"{self.name} option {name} cannot be {value!r}; it can be {known}"
         return None
+
+
+def check_request(prompt: Sequence[int], max_tokens: int, *, vocabulary: int, context: int) -> None:
+    """Refuse what a model cannot be asked, in the same words for every engine.
+
+    Args:
+        vocabulary: how many ids the model has.
+        context: its longest sequence in tokens; 0 where there is no limit.
+
+    Raises:
+        InputError: the prompt is empty, holds ids that the model does not have, or is too long with its output.
+    """
+    if not prompt:
+        raise InputError("the prompt has no tokens: give at least one")
+    if bad := [token for token in prompt if not 0 <= token < vocabulary]:
+        raise InputError(f"token id {bad[0]} does not exist: the model has ids 0 to {vocabulary - 1}")
+    if context and len(prompt) + max_tokens > context:
+        raise InputError(
+            f"{len(prompt)} prompt tokens and {max_tokens} new ones do not fit into the model's context "
+            f"of {context}: shorten the prompt or max_new_tokens"
+        )
 
 
 @dataclass(frozen=True, slots=True)

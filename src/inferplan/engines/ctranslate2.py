@@ -18,12 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, EngineError, InputError, Unsupported
+from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
 from ._ctranslate2_file import MODEL_NAME, ModelFile, read_model
 from ._ctranslate2_recipe import script
-from .base import Axis, EngineInfo
+from .base import Axis, EngineInfo, check_request
 
 NOTES_NAME = "inferplan-ctranslate2.json"
 MIN_INT8_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 (issue 2)
@@ -139,15 +139,7 @@ class CTranslate2Engine:
         """
         if self._generator is None:
             raise EngineError("generate was called before load")
-        if not prompt:
-            raise InputError("the prompt has no tokens: give at least one")
-        if bad := [token for token in prompt if not 0 <= token < self._vocabulary]:
-            raise InputError(f"token id {bad[0]} does not exist: the model has ids 0 to {self._vocabulary - 1}")
-        if self._context and len(prompt) + max_tokens > self._context:
-            raise InputError(
-                f"{len(prompt)} prompt tokens and {max_tokens} new ones do not fit into the model's context "
-                f"of {self._context}: shorten the prompt or max_new_tokens"
-            )
+        check_request(prompt, max_tokens, vocabulary=self._vocabulary, context=self._context)
         return self._tokens([str(token) for token in prompt], max_tokens)
 
     def _tokens(self, prompt: list[str], max_tokens: int) -> Iterator[int]:

@@ -15,12 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, EngineError, InputError, Unsupported
+from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
 from ._gguf_file import GgufFile, read_gguf
 from ._llamacpp_recipe import script
-from .base import Axis, EngineInfo
+from .base import Axis, EngineInfo, check_request
 
 MODEL_NAME = "model.gguf"
 MIN_INTEGER_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 or INT4 (issue 2)
@@ -167,16 +167,8 @@ class LlamaCppEngine:
         if self._server is None or self._file is None:
             raise EngineError("generate was called before load")
         vocabulary, limit = self._file.number("{arch}.vocab_size"), self._file.number("{arch}.context_length")
-        if not prompt:
-            raise InputError("the prompt has no tokens: give at least one")
-        if bad := [token for token in prompt if not 0 <= token < vocabulary]:
-            raise InputError(f"token id {bad[0]} does not exist: the model has ids 0 to {vocabulary - 1}")
+        check_request(prompt, max_tokens, vocabulary=vocabulary, context=limit)
         needed = len(prompt) + max_tokens
-        if needed > limit:
-            raise InputError(
-                f"{len(prompt)} prompt tokens and {max_tokens} new ones do not fit into the model's context "
-                f"of {limit}: shorten the prompt or max_new_tokens"
-            )
         if needed + _SPARE > self._context:
             self._start(1 << (needed + _SPARE - 1).bit_length())
         return self._tokens(list(prompt), max_tokens)

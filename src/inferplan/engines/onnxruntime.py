@@ -12,12 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, InputError, Unsupported
+from ..errors import EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
 from ._onnxruntime_file import MODEL_NAME, GraphFile, read_graph, read_notes
 from ._onnxruntime_recipe import script
-from .base import Axis, EngineInfo
+from .base import Axis, EngineInfo, check_request
 
 MIN_INTEGER_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 or INT4 (issue 2)
 WEIGHTS = {"fp32": "float32", "int8": "int8", "int4": "int4"}
@@ -145,15 +145,7 @@ class OnnxRuntimeEngine:
         """
         if self._runner is None:
             raise EngineError("generate was called before load")
-        if not prompt:
-            raise InputError("the prompt has no tokens: give at least one")
-        if bad := [token for token in prompt if not 0 <= token < self._vocabulary]:
-            raise InputError(f"token id {bad[0]} does not exist: the model has ids 0 to {self._vocabulary - 1}")
-        if self._context and len(prompt) + max_tokens > self._context:
-            raise InputError(
-                f"{len(prompt)} prompt tokens and {max_tokens} new ones do not fit into the model's context "
-                f"of {self._context}: shorten the prompt or max_new_tokens"
-            )
+        check_request(prompt, max_tokens, vocabulary=self._vocabulary, context=self._context)
         tokens: Iterator[int] = self._runner.tokens(prompt, max_tokens)
         return tokens
 

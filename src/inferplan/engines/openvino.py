@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, EngineError, InputError, Unsupported
+from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
 from ._openvino_file import DATA_NAME, MODEL_NAME, ModelFile, read_model
@@ -32,7 +32,7 @@ from ._openvino_properties import (
 )
 from ._openvino_recipe import script
 from ._openvino_weights import Weights, trim
-from .base import EngineInfo
+from .base import EngineInfo, check_request
 
 NOTES_NAME = "inferplan-openvino.json"
 MIN_INTEGER_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 or INT4 (issue 2)
@@ -140,15 +140,7 @@ class OpenVinoEngine:
         """
         if self._pipeline is None:
             raise EngineError("generate was called before load")
-        if not prompt:
-            raise InputError("the prompt has no tokens: give at least one")
-        if bad := [token for token in prompt if not 0 <= token < self._vocabulary]:
-            raise InputError(f"token id {bad[0]} does not exist: the model has ids 0 to {self._vocabulary - 1}")
-        if self._context and len(prompt) + max_tokens > self._context:
-            raise InputError(
-                f"{len(prompt)} prompt tokens and {max_tokens} new ones do not fit into the model's context "
-                f"of {self._context}: shorten the prompt or max_new_tokens"
-            )
+        check_request(prompt, max_tokens, vocabulary=self._vocabulary, context=self._context)
         return _tokens(self._pipeline, prompt, max_tokens, self._vocabulary)
 
     def native_recipe(self, plan: Plan, checkpoint: str) -> str:

@@ -18,11 +18,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArtifactError, EngineError, InputError, Unsupported
+from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
 from ._transformers_recipe import script
-from .base import Axis, EngineInfo
+from .base import Axis, EngineInfo, check_request
 
 if TYPE_CHECKING:
     from ._transformers_loop import Loop
@@ -186,15 +186,7 @@ class TransformersEngine:
         """
         if self._loop is None:
             raise EngineError("generate was called before load")
-        if not prompt:
-            raise InputError("the prompt has no tokens: give at least one")
-        if bad := [token for token in prompt if not 0 <= token < self._vocabulary]:
-            raise InputError(f"token id {bad[0]} does not exist: the model has ids 0 to {self._vocabulary - 1}")
-        if self._context and len(prompt) + max_tokens > self._context:
-            raise InputError(
-                f"{len(prompt)} prompt tokens and {max_tokens} new ones do not fit into the model's context "
-                f"of {self._context}: shorten the prompt or max_new_tokens"
-            )
+        check_request(prompt, max_tokens, vocabulary=self._vocabulary, context=self._context)
         return self._loop.tokens(prompt, max_tokens)
 
     def native_recipe(self, plan: Plan, checkpoint: str) -> str:

@@ -16,12 +16,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, EngineError, InputError, Unsupported
+from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
 from . import _safetensors
 from ._vllm_recipe import script
-from .base import Axis, EngineInfo
+from .base import Axis, EngineInfo, check_request
 from .transformers import _no_bf16
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -148,15 +148,7 @@ class VllmEngine:
         """
         if self._engine is None:
             raise EngineError("generate was called before load")
-        if not prompt:
-            raise InputError("the prompt has no tokens: give at least one")
-        if bad := [token for token in prompt if not 0 <= token < self._vocabulary]:
-            raise InputError(f"token id {bad[0]} does not exist: the model has ids 0 to {self._vocabulary - 1}")
-        if self._context and len(prompt) + max_tokens > self._context:
-            raise InputError(
-                f"{len(prompt)} prompt tokens and {max_tokens} new ones do not fit into the model's context "
-                f"of {self._context}: shorten the prompt or max_new_tokens"
-            )
+        check_request(prompt, max_tokens, vocabulary=self._vocabulary, context=self._context)
         needed = len(prompt) + max(max_tokens, _MIN_OUTPUT)
         if min(needed, self._context or needed) > self._room:
             self._start(1 << (needed - 1).bit_length())

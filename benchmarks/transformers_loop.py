@@ -1,9 +1,10 @@
 """Our transformers loop against llama.cpp, decode phase only, and what a decode step of ours is made of.
 
 Ours and llama.cpp's lie in one process each, both loaded, and get the same request in turn; which goes first
-rotates. A round is a new set of processes. Compared are seconds a token from the second token to the last, paired by
-round, repeat and prompt: FP32 with F32, INT8 with Q8_0, and ours with the library's Python code at every step
-(`step=library`), which is what our loop was before it was recorded; `--compile` adds the compiled step.
+rotates, and those whose turn it is not are suspended. A round is a new set of processes. Compared are seconds a token
+from the second token to the last, paired by round, repeat and prompt: FP32 with F32, INT8 with Q8_0, and ours with the
+library's Python code at every step (`step=library`), which is what our loop was before it was recorded; `--compile`
+adds the compiled step.
 
 The profile runs in a process of its own (`_step_profile.py`): the operations of a step by kind, as torch's profiler
 sees them, beside the time of a step without the profiler.
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from _common import Bench, Key, bandwidth, header, make_ready, ratio_of, run_script, say, show_ratio
+from _side_by_side import loaded
 
 from inferplan import measure
 from inferplan._codec import encode
@@ -50,28 +52,13 @@ def decode_s(sample: Sample) -> float:
 
 def one_round(bench: Bench, plans: Mapping[str, Plan], round_: int, repeats: int, times: Mapping[str, Times]) -> None:
     """Load every side in a process of its own, then send each request to all of them in turn."""
-    watch = measure.Watch(cores=2, judge=False)
-    children: dict[str, measure._Child] = {}
-    try:
-        for name, plan in plans.items():
-            trial = bench.trial(plan, round_)
-            child = children[name] = measure._Child(trial, bench.infos[plan.engine], watch)
-            child.load(measure._Record())
-            for request in trial.warmup:
-                child.generate(request, None)
-        names = list(plans)
-        requests = bench.ready.requests(plans[names[0]].model)
+    requests = bench.ready.requests(next(iter(plans.values())).model)
+    with loaded(bench, plans, round_, measure.Watch(cores=2, judge=False)) as sides_:
         for repeat in range(repeats):
             for request in requests:
                 key = (round_ * repeats + repeat, request.index)
-                first = sum(key) % len(names)
-                for name in names[first:] + names[:first]:
-                    times[name][key] = decode_s(children[name].generate(request, None))
-        for child in children.values():
-            child.close()
-    finally:
-        for child in children.values():
-            child.kill()
+                for name, sample in sides_.rotate(sum(key), request):
+                    times[name][key] = decode_s(sample)
 
 
 def compare(bench: Bench, model: str, threads: int, rounds: int, repeats: int, compiled: bool) -> None:

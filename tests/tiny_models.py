@@ -86,3 +86,9 @@ def greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     )
     found: list[int] = out[0, len(prompt) :].tolist()
     return found
+
+
+def reference_of(name: str) -> Callable[[Sequence[int], int], list[int]]:
+    """What `EngineContract` compares with: greedy tokens of the model of that name."""
+    model = library_model(name)
+    return lambda prompt, count: greedy(model, prompt, count)

@@ -36,7 +36,10 @@ _LOW_DISK_BYTES = 5 << 30  # GPT-2 large in FP32 takes 3 GiB, its INT8 copy 1 Gi
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """One engine: its version and what it lacks here, or why it does not work at all (then `version` is empty)."""
+    """One engine: its version and what it lacks here, or why it does not work at all (then `version` is empty).
+
+    One that is not installed is no fault of the machine: it is shown, and nobody is warned of it.
+    """
 
     name: str
     version: str
@@ -44,6 +47,7 @@ class EngineHealth:
     lacks: Mapping[str, str]
     reason: str = ""
     axes: tuple[Axis, ...] = ()
+    installed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,9 @@ def _health(name: str, said: EngineInfo | str) -> EngineHealth:
         return EngineHealth(name, "", (), {}, said)
     whole = said.lacks.get("engine", "")
     lacks = {key: why for key, why in said.lacks.items() if key != "engine"}
-    return EngineHealth(name, said.version, () if whole else said.precisions, lacks, whole, said.axes)
+    return EngineHealth(
+        name, said.version, () if whole else said.precisions, lacks, whole, said.axes, installed=said.installed
+    )
 
 
 def _rates(machine: Machine) -> tuple[tuple[Bandwidth, ...], tuple[Caution, ...]]:
@@ -222,7 +228,7 @@ def _load_warnings(root: Path) -> Iterator[Caution]:
 
 def _setup_warnings(engines: tuple[EngineHealth, ...]) -> Iterator[Caution]:
     for engine in engines:
-        if engine.reason:
+        if engine.reason and engine.installed:
             yield Caution(f"engine {engine.name} does not work here: {engine.reason}", "Plans with it are rejected.")
     torch = library_versions(["torch"]).get("torch")
     if torch is not None and torch.partition("+")[0] != PINNED_TORCH:
@@ -323,7 +329,7 @@ def _rate(rate: Bandwidth) -> tuple[str, str]:
 
 def _engine(engine: EngineHealth) -> str:
     if engine.reason:
-        return f"does not work here: {engine.reason}"
+        return f"does not work here: {engine.reason}" if engine.installed else engine.reason
     lacks = "".join(f"; lacks {name}: {why}" for name, why in engine.lacks.items())
     axes = "".join(f"; --option {axis.name}={','.join(map(str, axis.values))}" for axis in engine.axes)
     return f"{engine.version}, {' '.join(engine.precisions)}{axes}{lacks}"

@@ -115,7 +115,7 @@ def _row(name: str, info: EngineInfo) -> EngineRow:
     if environment is not None and own is None and reason:
         size = None  # what it shares with others here is not its own
     place = str(own.path) if own is not None else "" if size is None else "this environment"
-    state: State = "installed" if not reason else "not installed" if size is None else "does not work"
+    state: State = "installed" if not reason else "does not work" if info.installed else "not installed"
     return EngineRow(
         name=name,
         state=state,

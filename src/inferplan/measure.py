@@ -74,17 +74,7 @@ def worker_environment(plan: Plan | None = None, info: EngineInfo | None = None)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
     env["PYTHONUNBUFFERED"] = "1"
     if plan is not None and info is not None:
-        env.update(engine_environment(plan, info))
-    return env
-
-
-def engine_environment(plan: Plan, info: EngineInfo) -> dict[str, str]:
-    """The engine's variables with the plan's values: `{threads}`, and `{NAME}` for each of the engine's own axes."""
-    values = {"threads": str(plan.threads)}
-    values.update({axis.name: str(plan.option(axis.name, axis.default)) for axis in info.axes})
-    env = dict(info.env)
-    for name, value in values.items():
-        env = {variable: text.replace(f"{{{name}}}", value) for variable, text in env.items()}
+        env.update(info.variables(plan))
     return env
 
 

@@ -62,7 +62,7 @@ class Plan:
     @property
     def quantized(self) -> bool:
         """Whether the weights are integers: what `quantize_int8` says in our CSV files."""
-        return self.precision.startswith("int")
+        return re.match(r"int\d|i?q\d", self.precision) is not None
 
     def option(self, name: str, default: OptionValue) -> OptionValue:
         """The value of an engine's own axis, or `default` when the plan leaves it alone."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,13 @@ from inferplan.engines.ctranslate2 import NOTES_NAME, CTranslate2Engine
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
 from inferplan.plan import Plan
 from inferplan.testing import EngineContract, Reference
-from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model
+from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model, reference_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed: pip install inferplan[ctranslate2]")
 
 TOKENS = 64
-
-
-@pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            library_model(name).save_pretrained(made[name])
-        return made[name]
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +51,7 @@ class TestCTranslate2Contract(EngineContract):
 
     @pytest.fixture
     def reference(self) -> Reference:
-        model = library_model("gpt2")
-
-        def tokens(prompt: Sequence[int], count: int) -> list[int]:
-            return greedy(model, prompt, count)
-
-        return tokens
+        return reference_of("gpt2")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from inferplan.engines.llamacpp import MODEL_NAME, LlamaCppEngine
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
 from inferplan.plan import OptionValue, Plan
 from inferplan.testing import EngineContract, Reference, first_difference
-from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model
+from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model, reference_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -27,19 +27,6 @@ TOKENS = 64
 GELU_TIE = 0.01  # of logits that reach 13: llama.cpp's table of GELU moves them by up to 0.006 here
 NOT_IN_LLAMACPP = {"opt": "learned positions", "mistral-sliding": "sliding window of 16"}
 ArtifactOf = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            library_model(name).save_pretrained(made[name])
-        return made[name]
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +64,7 @@ class TestLlamaCppContract(EngineContract):
 
     @pytest.fixture
     def reference(self) -> Reference:
-        model = library_model("llama-gqa-tied")
-
-        def tokens(prompt: Sequence[int], count: int) -> list[int]:
-            return greedy(model, prompt, count)
-
-        return tokens
+        return reference_of("llama-gqa-tied")
 
 
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(NOT_IN_LLAMACPP)))

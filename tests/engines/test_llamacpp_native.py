@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from inferplan._remote_engine import open_engine
 from inferplan.engines.llamacpp_native import NAME, LlamaCppNativeEngine
 from inferplan.plan import Plan
 from inferplan.testing import EngineContract, Reference
-from tiny_models import greedy, library_model
+from tiny_models import library_model, reference_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -49,12 +49,7 @@ class TestLlamaCppNativeContract(EngineContract):
 
     @pytest.fixture
     def reference(self) -> Reference:
-        model = library_model("llama-gqa-tied")
-
-        def tokens(prompt: Sequence[int], count: int) -> list[int]:
-            return greedy(model, prompt, count)
-
-        return tokens
+        return reference_of("llama-gqa-tied")
 
 
 @installed

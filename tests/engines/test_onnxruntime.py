@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from inferplan.engines.onnxruntime import OnnxRuntimeEngine
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
 from inferplan.plan import OptionValue, Plan
 from inferplan.testing import EngineContract, Reference, first_difference
-from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model
+from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model, reference_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -38,19 +38,6 @@ LLAMA = "llama-gqa-tied"
 EXPORTED = ("gpt2", "gpt2-odd-vocabulary", "gpt2-large-epsilon", "gpt_neox", "opt", "mistral-sliding")
 BUILT = tuple(name for name in CONFIGS if name not in EXPORTED)
 ArtifactOf = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            library_model(name).save_pretrained(made[name])
-        return made[name]
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +88,7 @@ class TestOnnxRuntimeContract(EngineContract):
 
     @pytest.fixture
     def reference(self) -> Reference:
-        model = library_model("gpt2")
-
-        def tokens(prompt: Sequence[int], count: int) -> list[int]:
-            return greedy(model, prompt, count)
-
-        return tokens
+        return reference_of("gpt2")
 
 
 @pytest.mark.slow
@@ -124,12 +106,7 @@ class TestOnnxRuntimeGenaiContract(EngineContract):
 
     @pytest.fixture
     def reference(self) -> Reference:
-        model = library_model(LLAMA)
-
-        def tokens(prompt: Sequence[int], count: int) -> list[int]:
-            return greedy(model, prompt, count)
-
-        return tokens
+        return reference_of(LLAMA)
 
     def test_kv_cache_off_gives_the_same_tokens(self, info: EngineInfo, artifact: Callable[[Plan], Path]) -> None:
         """This runner has no such mode, and says so."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from inferplan.engines.openvino import NOTES_NAME, OpenVinoEngine
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
 from inferplan.plan import OptionValue, Plan
 from inferplan.testing import EngineContract, Reference
-from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model
+from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model, reference_of
 
 np = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
@@ -30,19 +30,6 @@ pytest.importorskip("openvino_genai", reason="openvino-genai is not installed: p
 TOKENS = 64
 PIPELINES = ("stateful", "paged")
 ArtifactOf = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            library_model(name).save_pretrained(made[name])
-        return made[name]
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +68,7 @@ class TestOpenVinoContract(EngineContract):
 
     @pytest.fixture
     def reference(self) -> Reference:
-        model = library_model("llama-gqa-tied")
-
-        def tokens(prompt: Sequence[int], count: int) -> list[int]:
-            return greedy(model, prompt, count)
-
-        return tokens
+        return reference_of("llama-gqa-tied")
 
 
 @pytest.mark.slow

@@ -29,19 +29,6 @@ TOKENS = 48
 
 
 @pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            library_model(name).save_pretrained(made[name])
-        return made[name]
-
-    return make
-
-
-@pytest.fixture(scope="module")
 def torchao_artifact(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     made: dict[tuple[str, str], Path] = {}
 

@@ -21,19 +21,6 @@ TOKENS = 64
 ROOM = 40
 
 
-@pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            library_model(name).save_pretrained(made[name])
-        return made[name]
-
-    return make
-
-
 @pytest.fixture
 def engine() -> Iterator[TransformersEngine]:
     made = TransformersEngine()

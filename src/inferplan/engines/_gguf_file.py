@@ -22,7 +22,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
 # id -> name, elements in a block, bytes of a block; the size of a tensor of any other type is not checked
-_TYPES = {
+TYPES = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
     2: ("Q4_0", 32, 18),
@@ -35,6 +35,8 @@ _TYPES = {
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    20: ("IQ4_NL", 32, 18),
+    23: ("IQ4_XS", 256, 136),
     30: ("BF16", 1, 2),
 }
 _MAX_COUNT = 1 << 24  # of keys or tensors: a larger number is damage
@@ -91,7 +93,7 @@ class GgufFile:
         """Share of the linear layers' parameters that are kept as integers, 0 to 1."""
         sizes = self._sizes()
         total = sizes.total()
-        return sum(size for kind, size in sizes.items() if kind[0] == "Q") / total if total else 0.0
+        return sum(size for kind, size in sizes.items() if kind.startswith(("Q", "IQ"))) / total if total else 0.0
 
     @property
     def kinds(self) -> str:
@@ -138,7 +140,7 @@ def _read(file: BinaryIO) -> tuple[dict[str, Value], dict[str, Weight]]:
     for _ in range(counts[0]):
         name = _text(file)
         dims = [_number(file, "Q") for _ in range(_number(file, "I"))]
-        kind, block, nbytes = _TYPES.get(number := _number(file, "I"), (f"type {number}", 1, 0))
+        kind, block, nbytes = TYPES.get(number := _number(file, "I"), (f"type {number}", 1, 0))
         offset = _number(file, "Q")
         tensors[name] = Weight(kind, tuple(reversed(dims)))
         end = max(end, offset + prod(dims) // block * nbytes)

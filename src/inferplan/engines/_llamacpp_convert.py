@@ -19,18 +19,20 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf.quants import quantize
+from gguf.quants import quantize as quantize_simple
 
 from .._files import read_config
 from ..errors import Unsupported
+from ._ggml_quantize import quantize as quantize_searching
 from ._llamacpp_architectures import Architecture, Change, architecture
 from ._safetensors import Entry, TensorFile, TensorFiles
 
 _NORMAL = 1  # llama.cpp's token type of an ordinary token
-_TYPES = {"fp32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
-# The first and the last layer are kept wider than INT4, as llama.cpp's own quantizer does: one matrix when tied.
-_WIDER = {"int4": "Q8_0"}
-_ENDS = ("token_embd.weight", "output.weight")
+# The first and the last layer are kept wider than 4 bits, as llama.cpp's own quantizer does: one matrix when tied.
+_WIDER = {"Q4_0": "Q8_0", "Q4_K": "Q6_K"}
+_FILE_TYPES = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_S"}  # the others: MOSTLY_ and the type's name
+EMBEDDING = "token_embd.weight"
+_ENDS = (EMBEDDING, "output.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,11 @@ class _Planned:
     kind: Any
 
 
-def convert(checkpoint: Path, precision: str, out: Path) -> None:
+def convert(checkpoint: Path, wanted: str, out: Path) -> None:
     """Write the model of `checkpoint` as the GGUF file `out`. One tensor is in memory at a time.
+
+    Args:
+        wanted: the type of the linear layers by its name in GGUF, `F32`, `BF16`, `Q8_0`, `Q4_0` or `Q4_K`.
 
     Raises:
         ArtifactError: the checkpoint is corrupt or incomplete.
@@ -57,12 +62,13 @@ def convert(checkpoint: Path, precision: str, out: Path) -> None:
     settings = kind.settings(config)
     files = TensorFiles(checkpoint)
     try:
-        planned = list(_plan(files, kind, precision))
-        vocabulary = next((p.shape[0] for p in planned if p.name == _ENDS[0]), 0)
+        planned = list(_plan(files, kind, wanted))
+        vocabulary = next((p.shape[0] for p in planned if p.name == EMBEDDING), 0)
         if not vocabulary:
             raise Unsupported(f"{files.first_path} has no token embedding")
         writer = gguf.GGUFWriter(out, kind.name)
-        _describe(writer, kind, settings, vocabulary, precision)
+        _describe(writer, kind, settings, wanted)
+        add_vocabulary(writer, kind.name, vocabulary)
         for p in planned:
             writer.add_tensor_info(p.name, p.shape, np.dtype(np.float32), _bytes(p), raw_dtype=p.kind)
         writer.write_header_to_file()
@@ -71,13 +77,21 @@ def convert(checkpoint: Path, precision: str, out: Path) -> None:
         heads = int(settings["attention.head_count"]), int(settings.get("attention.head_count_kv", 0))
         for p in planned:
             data = np.ascontiguousarray(_changed(_read(p), p.change, *heads))
-            writer.write_tensor_data(data if p.kind.name == "F32" else quantize(data, p.kind))
+            writer.write_tensor_data(_quantized(data, p.kind))
         writer.close()
     finally:
         files.close()
 
 
-def _plan(files: TensorFiles, kind: Architecture, precision: str) -> Iterator[_Planned]:
+def add_vocabulary(writer: Any, architecture: str, size: int) -> None:
+    """A vocabulary that names each of `size` tokens by its id."""
+    writer.add_uint32(f"{architecture}.vocab_size", size)
+    writer.add_tokenizer_model("rwkv")
+    writer.add_token_list([f"{token}," for token in range(size)])
+    writer.add_token_types([_NORMAL] * size)
+
+
+def _plan(files: TensorFiles, kind: Architecture, wanted: str) -> Iterator[_Planned]:
     names = set(files.where)
     for name, (file, entry) in files.where.items():
         placed = kind.place(name)
@@ -85,7 +99,7 @@ def _plan(files: TensorFiles, kind: Architecture, precision: str) -> Iterator[_P
             continue
         full, change = placed
         shape = tuple(reversed(entry.shape)) if change == "transpose" else entry.shape
-        yield _Planned(full, file, entry, change, shape, _type(full, shape, precision))
+        yield _Planned(full, file, entry, change, shape, _type(full, shape, wanted))
 
 
 def _tied(names: set[str]) -> bool:
@@ -93,11 +107,11 @@ def _tied(names: set[str]) -> bool:
     return any(name.endswith(("wte.weight", "embed_tokens.weight")) for name in names)
 
 
-def _type(name: str, shape: tuple[int, ...], precision: str) -> Any:
+def _type(name: str, shape: tuple[int, ...], wanted: str) -> Any:
     """The type of a tensor: norms, biases and positions stay in float32."""
     if len(shape) < 2 or not name.endswith(".weight") or name.startswith("position_embd"):
         return gguf.GGMLQuantizationType.F32
-    chosen = _WIDER.get(precision, _TYPES[precision]) if name in _ENDS else _TYPES[precision]
+    chosen = _WIDER.get(wanted, wanted) if name in _ENDS else wanted
     kind = gguf.GGMLQuantizationType[chosen]
     block, _ = gguf.GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
@@ -105,22 +119,22 @@ def _type(name: str, shape: tuple[int, ...], precision: str) -> Any:
     return kind
 
 
+def _quantized(data: Any, kind: Any) -> Any:
+    if kind.name == "F32":
+        return data
+    return quantize_searching(data, kind) if kind.name.endswith("_K") else quantize_simple(data, kind)
+
+
 def _bytes(planned: _Planned) -> int:
     block, nbytes = gguf.GGML_QUANT_SIZES[planned.kind]
     return int(prod(planned.shape) // block * nbytes)
 
 
-def _describe(
-    writer: Any, kind: Architecture, settings: dict[str, int | float | bool], vocabulary: int, precision: str
-) -> None:
+def _describe(writer: Any, kind: Architecture, settings: dict[str, int | float | bool], wanted: str) -> None:
     for name, value in settings.items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add(f"{kind.name}.{name}", value)
-    writer.add_uint32(f"{kind.name}.vocab_size", vocabulary)
-    writer.add_file_type(int(gguf.LlamaFileType[("ALL_" if precision == "fp32" else "MOSTLY_") + _TYPES[precision]]))
-    writer.add_tokenizer_model("rwkv")
-    writer.add_token_list([f"{token}," for token in range(vocabulary)])
-    writer.add_token_types([_NORMAL] * vocabulary)
+    writer.add_file_type(int(gguf.LlamaFileType[_FILE_TYPES.get(wanted, f"MOSTLY_{wanted}")]))
 
 
 def _read(planned: _Planned) -> Any:

@@ -7,7 +7,6 @@ process only.
 from __future__ import annotations
 
 import gc
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from ..errors import EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
+from . import _gnu_openmp
 
 _BLOCK = 128  # tokens in a block of the cache: vLLM's own choice on a CPU
 _NULL_BLOCKS = 1  # one block is vLLM's placeholder and holds nothing
@@ -131,7 +131,7 @@ def actual(plan: Plan, engine: Any, dtype: str, room: int) -> Actual:
             "kv_type": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in runner.kv_caches})),
             "compile": engine.vllm_config.compilation_config.backend if compiled else "off",
             "mode": str(engine.vllm_config.compilation_config.mode),
-            "spin": os.environ.get("GOMP_SPINCOUNT", ""),
+            **_gnu_openmp.waiting(),
         },
     )
 

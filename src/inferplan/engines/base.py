@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +52,8 @@ class EngineInfo:
             the checkpoint as it is.
         ready: types of GGUF files (`q4_1`) that it runs as they are. A plan of that precision
             hands `convert` the file itself, whatever `converts` says.
+        installed: whether its library is there at all; one that is there and does not work
+            lacks `engine` all the same.
     """
 
     name: str
@@ -67,6 +70,16 @@ class EngineInfo:
     needs_model: bool = True
     converts: tuple[str, ...] | None = None
     ready: tuple[str, ...] = ()
+    installed: bool = True
+
+    def variables(self, plan: Plan) -> dict[str, str]:
+        """`env` with the plan's values: what its process must start with."""
+        values: dict[str, OptionValue] = {"threads": plan.threads}
+        values.update({axis.name: plan.option(axis.name, axis.default) for axis in self.axes})
+        filled = dict(self.env)
+        for name, value in values.items():
+            filled = {variable: text.replace(f"{{{name}}}", str(value)) for variable, text in filled.items()}
+        return filled
 
     def reject(self, plan: Plan) -> str | None:
         """Why this engine cannot run `plan` here, as far as can be told without it; or None."""
@@ -89,6 +102,19 @@ class EngineInfo:
                 known = ", ".join(map(str, axes[name].values))
                 return f"{self.name} option {name} cannot be {value!r}; it can be {known}"
         return None
+
+
+def unavailable(name: str, library: str, error: ImportError, remedy: str) -> EngineInfo:
+    """What an engine says of itself when its library cannot be imported.
+
+    Args:
+        error: a `PackageNotFoundError` where the library is not installed; any other: it is, and does not load.
+        remedy: the command that installs it.
+    """
+    absent = isinstance(error, PackageNotFoundError)
+    what = "is not installed" if absent else f"cannot be imported ({error})"
+    lacks = {"engine": f"{library} {what}: {remedy}"}
+    return EngineInfo(name, version="", precisions=(), lacks=lacks, kv_cache=(True,), installed=not absent)
 
 
 def check_request(prompt: Sequence[int], max_tokens: int, *, vocabulary: int, context: int) -> None:

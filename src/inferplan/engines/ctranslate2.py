@@ -14,27 +14,23 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
+from . import _gnu_openmp
 from ._ctranslate2_file import MODEL_NAME, ModelFile, read_model
 from ._ctranslate2_recipe import script
-from .base import Axis, EngineInfo, check_request
+from .base import EngineInfo, check_request, unavailable
 
 NOTES_NAME = "inferplan-ctranslate2.json"
 MIN_INT8_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 (issue 2)
 # Weights and arithmetic as the library names them. INT8 weights come with float32 activations: each row of them is
 # quantized as it is used. On a CPU the library's `int8` means the same and is reported as `int8_float32`.
 COMPUTE_TYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8_float32"}
-_SPIN = Axis(
-    "spin",
-    (300_000, 0, 30_000_000_000),
-    "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): the library's own, none, for ever",
-)
 _ENV = {"OMP_NUM_THREADS": "{threads}"}
 _LOG_MARK = "] [info] "
 _KERNEL_LINES = {"SGEMM backend": "sgemm", "GEMM_S8 backend": "gemm_s8", "Selected ISA": "isa"}
@@ -52,24 +48,21 @@ class CTranslate2Engine:
         try:
             installed = version("ctranslate2")
             computes = _compute_types()
-        except (PackageNotFoundError, ImportError) as error:
-            why = f" ({error})" if not isinstance(error, PackageNotFoundError) else ""
-            lacks = {"engine": f"ctranslate2 is not installed{why}: pip install inferplan[ctranslate2]"}
-            return EngineInfo(name="ctranslate2", version="", precisions=(), lacks=lacks, kv_cache=(True,))
+        except ImportError as error:
+            return unavailable("ctranslate2", "ctranslate2", error, "pip install inferplan[ctranslate2]")
         lacks = {
             precision: f"ctranslate2 {installed} does not compute in {kind} on this CPU; "
             f"it says that it can in {', '.join(sorted(computes))}"
             for precision, kind in COMPUTE_TYPES.items()
             if kind not in computes
         }
-        gnu = sys.platform == "linux"  # the wheels for other systems bring another OpenMP, without this variable
         return EngineInfo(
             name="ctranslate2",
             version=installed,
             precisions=tuple(p for p in COMPUTE_TYPES if p not in lacks),
-            axes=(_SPIN,) if gnu else (),
+            axes=_gnu_openmp.AXES,
             lacks=lacks,
-            env={**_ENV, "GOMP_SPINCOUNT": "{spin}"} if gnu else _ENV,
+            env={**_ENV, **_gnu_openmp.ENV},
             libraries={"ctranslate2": installed},
             artifact_key=f"ids-1-{installed}",
             kv_cache=(True,),
@@ -125,7 +118,7 @@ class CTranslate2Engine:
                 "compute_type": str(generator.compute_type),
                 "inter_threads": str(generator.num_generators),
                 "isa": kernels.get("isa", ""),
-                "spin": os.environ.get("GOMP_SPINCOUNT", ""),
+                **_gnu_openmp.waiting(),
                 "embedding": "int8" if int8 else asked,
             },
         )
@@ -154,10 +147,7 @@ class CTranslate2Engine:
 
     def native_recipe(self, plan: Plan, checkpoint: str) -> str:
         """A Python script that runs `plan` with ctranslate2 alone; conversion, once, takes transformers too."""
-        info = self.describe()
-        spin = str(plan.option("spin", _SPIN.default))
-        env = {k: v.replace("{threads}", str(plan.threads)).replace("{spin}", spin) for k, v in info.env.items()}
-        return script(plan, checkpoint, env, COMPUTE_TYPES[plan.precision])
+        return script(plan, checkpoint, self.describe().variables(plan), COMPUTE_TYPES[plan.precision])
 
     def close(self) -> None:
         """Give the model's memory and threads back."""

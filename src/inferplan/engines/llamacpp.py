@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import os
 import queue
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
+from . import _gnu_openmp
 from ._gguf_file import GgufFile, read_gguf
 from ._llamacpp_recipe import script
-from .base import Axis, EngineInfo, check_request
+from .base import Axis, EngineInfo, check_request, unavailable
 
 MODEL_NAME = "model.gguf"
 MIN_INTEGER_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 or INT4 (issue 2)
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
+READY = ("f16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k", "q2_k")
 # Room for keys and values when nothing was asked yet. All of it is written at once, so that room for a model's whole
 # context (8192 tokens of SmolLM2 are 190 MB) would count as memory that a short request never needs.
 _FIRST_CONTEXT = 1024
@@ -41,11 +42,7 @@ _AXES = (
     Axis("kv_type", ("auto", "f32", "f16", "q8_0"), "type of keys and values; auto: f32 in FP32 plans, else f16"),
     Axis("ubatch", (512, 64, 128, 256, 1024, 2048), "prompt tokens computed at once"),
     Axis("repack", (True, False), "quantized weights ordered anew for the kernels while loading"),
-)
-_SPIN = Axis(
-    "spin",
-    (300_000, 0, 30_000_000_000),
-    "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): OpenMP's own, none, for ever",
+    Axis("int4", ("q4_0", "q4_k"), "INT4 in blocks of 32 with one scale, or as a K-quant, with rows a multiple of 256"),
 )
 
 
@@ -63,19 +60,18 @@ class LlamaCppEngine:
         try:
             installed = version("xllamacpp")
             import xllamacpp  # noqa: F401
-        except (PackageNotFoundError, ImportError) as error:
-            why = f" ({error})" if not isinstance(error, PackageNotFoundError) else ""
-            lacks = {"engine": f"xllamacpp is not installed{why}: pip install inferplan[llamacpp]"}
-            return EngineInfo(name="llamacpp", version="", precisions=(), lacks=lacks, kv_cache=(True,))
-        gnu = sys.platform == "linux"  # elsewhere it is built with another pool of threads
+        except ImportError as error:
+            return unavailable("llamacpp", "xllamacpp", error, "pip install inferplan[llamacpp]")
         return EngineInfo(
             name="llamacpp",
             version=installed,
             precisions=tuple(PRECISIONS),
-            axes=(*_AXES, _SPIN) if gnu else _AXES,
-            env={"GOMP_SPINCOUNT": "{spin}"} if gnu else {},
+            axes=(*_AXES, *_gnu_openmp.AXES),
+            env=_gnu_openmp.ENV,
             libraries={"xllamacpp": installed},
             artifact_key=f"ids-1-{installed}",
+            artifact_options=("int4",),
+            ready=READY,
             kv_cache=(True,),
         )
 
@@ -88,18 +84,25 @@ class LlamaCppEngine:
             return why
         if plan.option("kv_type", "auto") == "q8_0" and _flash(plan) == "off":
             return "llamacpp keeps values as q8_0 only with flash attention"
+        if plan.precision != "int4" and plan.option("int4", "q4_0") != "q4_0":
+            return f"llamacpp option int4 changes INT4 plans only, not {plan.precision}"
         return None
 
     def convert(self, checkpoint: Path, plan: Plan, out: Path) -> None:
-        """`model.gguf` in the plan's type.
+        """`model.gguf` in the plan's type; of a ready GGUF file with its weights as they are.
 
         Raises:
             ArtifactError: the checkpoint is corrupt or incomplete, with the file's name.
             Unsupported: llama.cpp does not run the architecture, with the reason.
         """
+        if plan.precision in READY:
+            from ._llamacpp_copy import copy
+
+            copy(checkpoint, out / MODEL_NAME)
+            return
         from ._llamacpp_convert import convert
 
-        convert(checkpoint, plan.precision, out / MODEL_NAME)
+        convert(checkpoint, _wanted(plan), out / MODEL_NAME)
 
     def load(self, plan: Plan, artifact: Path) -> Actual:
         """Start the server on the converted file and say what it holds.
@@ -120,7 +123,7 @@ class LlamaCppEngine:
             )
         self._plan, self._file = plan, file
         self._start(_FIRST_CONTEXT)
-        kind = PRECISIONS[plan.precision]
+        kind = PRECISIONS.get(plan.precision, plan.precision)
         return Actual(
             dtype="bfloat16" if plan.precision == "bf16" else "float32",
             weights=kind,
@@ -135,7 +138,7 @@ class LlamaCppEngine:
                 "kv_type": _kv_type(plan),
                 "prefill_threads": str(_prefill_threads(plan)),
                 "mmap": "on" if plan.option("mmap", True) else "off",
-                "spin": os.environ.get("GOMP_SPINCOUNT", ""),
+                **_gnu_openmp.waiting(),
                 **({"gelu": "from a table of 16-bit values"} if _has_gelu(file) else {}),
             },
         )
@@ -208,7 +211,6 @@ class LlamaCppEngine:
 
     def native_recipe(self, plan: Plan, checkpoint: str) -> str:
         """A Python script that runs `plan` with xllamacpp alone, on a GGUF file."""
-        env = {"GOMP_SPINCOUNT": str(plan.option("spin", _SPIN.default))} if self.describe().env else {}
         options = {
             "threads": plan.threads,
             "prefill_threads": _prefill_threads(plan),
@@ -218,7 +220,7 @@ class LlamaCppEngine:
             "ubatch": plan.option("ubatch", 512),
             "repack": bool(plan.option("repack", True)),
         }
-        return script(plan, checkpoint, env, options)
+        return script(plan, checkpoint, self.describe().variables(plan), options)
 
     def close(self) -> None:
         """Give the model's memory and threads back."""
@@ -267,10 +269,17 @@ def _kv_type(plan: Plan) -> str:
     return "f32" if plan.precision == "fp32" else "f16"
 
 
+def _wanted(plan: Plan) -> str:
+    """The type of the linear layers by its name in GGUF."""
+    if plan.precision == "int4":
+        return str(plan.option("int4", "q4_0")).upper()
+    return {"fp32": "F32", "bf16": "BF16", "int8": "Q8_0"}.get(plan.precision, plan.precision.upper())
+
+
 def _check_types(plan: Plan, file: GgufFile) -> None:
     if plan.quantized and file.integer_share < MIN_INTEGER_SHARE:
         raise EngineError(f"only {file.integer_share:.1%} of the linear parameters in {file.path} are integers")
-    wanted = {"fp32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}[plan.precision]
+    wanted = _wanted(plan)
     if file.kinds.split(", ")[0] != wanted:
         raise EngineError(f"{file.path} holds {file.kinds}, and a plan of {plan.precision} runs {wanted}")
 

@@ -27,7 +27,9 @@ class LlamaCppNativeEngine(LlamaCppEngine):
         if prefix.name == NAME and (prefix / STAMP).is_file():
             return replace(info, libraries={f"{name} of {NAME}": told for name, told in info.libraries.items()})
         why = "llama.cpp built for this CPU is not installed: inferplan engines install llamacpp --native"
-        return replace(info, version="", precisions=(), axes=(), lacks={"engine": why}, env={}, libraries={})
+        return replace(
+            info, version="", precisions=(), axes=(), lacks={"engine": why}, env={}, libraries={}, installed=False
+        )
 
     def native_recipe(self, plan: Plan, checkpoint: str) -> str:
         """The wheel's script, after how the build is made."""

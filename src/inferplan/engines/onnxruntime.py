@@ -6,7 +6,6 @@ running to `_onnxruntime_session` and `_onnxruntime_genai`, and the words of the
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 from ..errors import EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
+from ._cpu import sums_bytes_exactly
 from ._onnxruntime_file import MODEL_NAME, GraphFile, read_graph, read_notes
 from ._onnxruntime_recipe import script
-from .base import Axis, EngineInfo, check_request
+from .base import Axis, EngineInfo, check_request, unavailable
 
 MIN_INTEGER_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 or INT4 (issue 2)
 WEIGHTS = {"fp32": "float32", "int8": "int8", "int4": "int4"}
@@ -46,10 +46,8 @@ class OnnxRuntimeEngine:
         try:
             installed = version("onnxruntime")
             import onnxruntime  # noqa: F401
-        except (PackageNotFoundError, ImportError) as error:
-            why = f" ({error})" if not isinstance(error, PackageNotFoundError) else ""
-            lacks = {"engine": f"onnxruntime is not installed{why}: {_REMEDY}"}
-            return EngineInfo(name="onnxruntime", version="", precisions=(), lacks=lacks)
+        except ImportError as error:
+            return unavailable("onnxruntime", "onnxruntime", error, _REMEDY)
         genai = _genai_version()
         return EngineInfo(
             name="onnxruntime",
@@ -208,14 +206,5 @@ def _check_weights(plan: Plan, file: GraphFile) -> None:
 
 
 def int8_levels() -> int:
-    """Largest absolute value of an int8 weight that this CPU multiplies without overflow.
-
-    x86 without VNNI adds two products of a byte with a signed byte in 16 bits, which holds those of 7-bit weights only.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return _INT8
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # another system: what is safe everywhere
-        return _INT7
-    return _INT8 if "vnni" in flags else _INT7
+    """Largest absolute value of an int8 weight that this CPU multiplies without overflow."""
+    return _INT8 if sums_bytes_exactly() else _INT7

@@ -32,7 +32,7 @@ from ._openvino_properties import (
 )
 from ._openvino_recipe import script
 from ._openvino_weights import Weights, trim
-from .base import EngineInfo, check_request
+from .base import EngineInfo, check_request, unavailable
 
 NOTES_NAME = "inferplan-openvino.json"
 MIN_INTEGER_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 or INT4 (issue 2)
@@ -54,10 +54,8 @@ class OpenVinoEngine:
         try:
             libraries = {name: version(name) for name in _PACKAGES}
             can = _capabilities()
-        except (PackageNotFoundError, ImportError) as error:
-            why = f" ({error})" if not isinstance(error, PackageNotFoundError) else ""
-            lacks = {"engine": f"openvino-genai is not installed{why}: pip install inferplan[openvino]"}
-            return EngineInfo(name="openvino", version="", precisions=(), lacks=lacks, kv_cache=(True,))
+        except ImportError as error:
+            return unavailable("openvino", "openvino-genai", error, "pip install inferplan[openvino]")
         lacks = {}
         if "BF16" not in can:
             lacks["bf16"] = (

@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
+from . import _gnu_openmp
+from ._cpu import no_bf16, sums_bytes_exactly
 from ._transformers_recipe import script
 from .base import Axis, EngineInfo, check_request
 
@@ -40,23 +41,17 @@ _QUANTIZER = Axis(
     "who quantizes: own is INT8 of weights and activations, torchao INT8 or INT4 of weights alone; auto: own for INT8",
 )
 _HUGE_PAGES = Axis("huge_pages", (1, 0), "ask the system for large pages for the weights (THP_MEM_ALLOC_ENABLE)")
-_SPIN = Axis(
-    "spin",
-    (300_000, 0, 30_000_000_000),
-    "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): OpenMP's own, none, for ever",
-)
 _ENV = {
     "OMP_NUM_THREADS": "{threads}",
     "MKL_NUM_THREADS": "{threads}",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_LINUX_ENV = {"GOMP_SPINCOUNT": "{spin}", "THP_MEM_ALLOC_ENABLE": "{huge_pages}"}
+_LINUX_ENV = {**_gnu_openmp.ENV, "THP_MEM_ALLOC_ENABLE": "{huge_pages}"}
 _COMPILERS = ("g++", "clang++")
 # How far logits of a compiled step may lie from those of the library's code, as a share of the largest of them: sums in
 # another order, and for products in bfloat16 their rounding.
 _COMPILED_TOLERANCE = {"fp32": 1e-3}
 _ROUNDED_TOLERANCE = 0.1
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is ARM's
 
 
 class TransformersEngine:
@@ -80,7 +75,7 @@ class TransformersEngine:
         if missing:
             names = " ".join(missing)
             lacks["engine"] = f"{' and '.join(missing)} not installed: pip install {names}"
-        if why := _no_bf16():
+        if why := no_bf16():
             lacks["bf16"] = why
         if why := _no_torchao():
             lacks["int4"] = why
@@ -91,8 +86,9 @@ class TransformersEngine:
             name="transformers",
             version=libraries.get("transformers", ""),
             precisions=tuple(p for p in ("fp32", "bf16", "int8", "int4") if p not in lacks),
-            axes=(_ATTENTION, _STEP, _COMPILE, _QUANTIZER, *((_HUGE_PAGES, _SPIN) if linux else ())),
+            axes=(_ATTENTION, _STEP, _COMPILE, _QUANTIZER, *((_HUGE_PAGES,) if linux else ()), *_gnu_openmp.AXES),
             lacks=lacks,
+            installed=not missing,
             env={**_ENV, **_LINUX_ENV} if linux else _ENV,
             libraries=libraries,
             artifact_key=f"int8-1-torchao-{libraries.get('torchao', 'none')}",
@@ -171,7 +167,7 @@ class TransformersEngine:
                 "embedding": "rows read from the file",
                 "step": self._loop.step_name,
                 "joined": str(sum(map(len, model.siblings))),
-                "spin": os.environ.get("GOMP_SPINCOUNT", ""),
+                **_gnu_openmp.waiting(),
                 "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", ""),
                 **({"products": "bfloat16"} if _by_torchao(plan) else {}),
             },
@@ -209,11 +205,9 @@ def native_recipe(plan: Plan, checkpoint_name: str) -> str:
     """
     info = TransformersEngine().describe()
     values = {axis.name: plan.option(axis.name, axis.default) for axis in info.axes}
-    env = {name: text.format(threads=plan.threads, **values) for name, text in info.env.items()}
     arm = platform.machine().lower() in ("arm64", "aarch64")
-    reduce_range = not arm and not _cpu_flags() & {"avx512_vnni", "avx_vnni"}
-    options = {**values, "backend": "qnnpack" if arm else "fbgemm", "reduce_range": reduce_range}
-    return script(plan, checkpoint_name, env, {**options, "torchao": _by_torchao(plan)})
+    options = {**values, "backend": "qnnpack" if arm else "fbgemm", "reduce_range": not sums_bytes_exactly()}
+    return script(plan, checkpoint_name, info.variables(plan), {**options, "torchao": _by_torchao(plan)})
 
 
 def _by_torchao(plan: Plan) -> bool:
@@ -338,24 +332,3 @@ def _set_threads(threads: int) -> None:
     # Raises once that pool has started; generating never uses it, the setting only keeps it from being made larger.
     with suppress(RuntimeError):
         torch.set_num_interop_threads(1)
-
-
-def _no_bf16() -> str | None:
-    """Why BF16 would be emulated on this CPU; None where it is native, or where the system does not tell."""
-    flags = _cpu_flags()
-    if not flags or flags & _BF16_FLAGS:
-        return None
-    return (
-        f"this {platform.machine()} CPU has no BF16 instructions (avx512_bf16 or amx_bf16): it would only emulate them"
-    )
-
-
-@cache
-def _cpu_flags() -> frozenset[str]:
-    """Instruction sets as Linux names them; empty where there is no /proc/cpuinfo."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return frozenset()
-    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    found = next((line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return frozenset(found.split())

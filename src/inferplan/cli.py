@@ -60,9 +60,12 @@ def benchmark_main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     try:
-        arguments = parser.parse_args(argv)
+        arguments = _parsed(parser, argv)
     except _Complaint as err:
         print(f"{err.command}: {err}\nSee `{err.command} --help`.", file=sys.stderr)
+        return 2
+    except InputError as err:
+        print(f"{parser.prog}: {err}", file=sys.stderr)
         return 2
     run: Callable[[argparse.Namespace], int] = arguments.run
     before = signal.signal(signal.SIGTERM, _interrupt)  # ended politely is ended with everything kept
@@ -84,6 +87,39 @@ def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
         signal.signal(signal.SIGTERM, before)
 
 
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments as given, else as the study file has them, else their defaults.
+
+    Raises:
+        InputError: they cannot be parsed, or the study file cannot.
+    """
+    arguments = parser.parse_args(argv)
+    if getattr(arguments, "study_file", None) is None:
+        return arguments
+    from .study_file import read_study
+
+    bare = build_parser()
+    actions = _subparsers(bare)["optimize"]._actions
+    for action in actions:
+        action.default = argparse.SUPPRESS
+    given = {action.dest for action in actions} & set(vars(bare.parse_args(argv)))
+    values = read_study(arguments.study_file)
+    if given & {"prompts", "prompt_tokens"}:
+        given |= {"prompts", "prompt_tokens", "given_prompts"}
+    for name, value in values.items():
+        if name not in given:
+            setattr(arguments, name, value)
+    return arguments
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(action.choices)
+    return found
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -94,7 +130,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: they cannot be parsed.
     """
-    return build_parser().parse_args(argv)
+    return _parsed(build_parser(), argv)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -154,9 +190,7 @@ def help_document() -> str:
     try:
         parser = build_parser()
         pages = [("inferplan", parser.format_help())]
-        actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-        for action in actions:
-            pages += [(f"inferplan {name}", sub.format_help()) for name, sub in action.choices.items()]
+        pages += [(f"inferplan {name}", sub.format_help()) for name, sub in _subparsers(parser).items()]
         pages.append(("benchmark.py", build_benchmark_parser().format_help()))
     finally:
         if width is None:
@@ -200,6 +234,13 @@ def _add_optimize(commands: Commands) -> None:  # type: ignore[valid-type]
         "optimize",
         "Measure a space of plans and choose the best one under an SLA.",
         f"{_metrics()}\n{EXIT_CODES}",
+    )
+    parser.add_argument(
+        "--study",
+        dest="study_file",
+        metavar="FILE",
+        type=Path,
+        help="TOML file that says what is asked (docs/guides/study-files.md); flags that are given too count instead",
     )
     _sla_flag(parser)
     _space_flags(parser)
@@ -410,6 +451,7 @@ def _workload_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens to produce, exactly (default: 64)",
     )
     group.add_argument("--private", action="store_true", help="keep prompts and outputs only as hashes and lengths")
+    parser.set_defaults(given_prompts=None)
 
 
 def _objective_flags(parser: argparse.ArgumentParser) -> None:
@@ -420,6 +462,7 @@ def _objective_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--prices", metavar="FILE", type=Path, help="TOML or JSON with usd_per_vcpu_hour and usd_per_gb_hour"
     )
+    parser.set_defaults(given_prices=None)
 
 
 def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool = True) -> None:
@@ -485,6 +528,12 @@ def _output_flags(parser: argparse.ArgumentParser, out_default: str | None = Non
         metavar="DIR",
         help="where results.csv, summary.csv and chosen_plan.csv go (default: "
         + ("here)" if out_default else "not written)"),
+    )
+    group.add_argument(
+        "--save-study",
+        metavar="FILE",
+        type=Path,
+        help="write what is asked to FILE, for `inferplan optimize --study FILE`",
     )
     group.add_argument("--json", action="store_true", help="print the report as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress; errors and the answer only")

@@ -29,6 +29,7 @@ from .progress import Progress, choose_style
 from .selection import SLA, parse_sla
 from .store import Store, store_path
 from .study import Study, load, run, save_header, take_in
+from .study_file import study_text
 
 Arguments = argparse.Namespace
 Tell = Callable[[str], None]
@@ -46,6 +47,8 @@ def benchmark(arguments: Arguments) -> int:
 
 def optimize(arguments: Arguments) -> int:
     """`inferplan optimize`."""
+    if arguments.resume is not None and arguments.study_file is not None:
+        raise InputError("give either --study, which begins a study, or --resume, which goes on with one")
     if arguments.sla is None and arguments.resume is None:
         raise InputError('give at least one --sla, such as --sla "p50<=1500ms"')
     return _search(arguments, terms.new_sla(arguments))
@@ -59,7 +62,7 @@ def bench(arguments: Arguments) -> int:
     space = Space(
         (plan.model,), (plan.engine,), (plan.precision,), (plan.threads,), (plan.kv_cache,), plan.device, options
     )
-    arguments.resume = arguments.minimize = arguments.prices = None
+    arguments.resume = arguments.minimize = arguments.prices = arguments.given_prices = None
     return _search(arguments, parse_sla(arguments.sla or limit), space)
 
 
@@ -222,6 +225,8 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             space = space or terms.space_of(arguments)
             infos = prepare.describe_engines(space.engines)
             study = terms.begun(arguments, sla, space, infos)
+        if arguments.save_study is not None:
+            _put(study_text(study), arguments.save_study)
         if arguments.out is not None:
             _check_writable(Path(arguments.out))
         # From here on there is work for all cores, and another study's timings must not pay for it.
@@ -324,11 +329,11 @@ def _report(study: Study) -> report.Report:
     return report.report_of(study, recipe=recipe)
 
 
-def _put(text: str, out: str | None) -> None:
+def _put(text: str, out: str | Path | None) -> None:
     if out is None:
         print(text)
         return
     try:
         Path(out).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
     except OSError as err:
-        raise InputError(f"{out!r} cannot be written: {err.strerror}") from None
+        raise InputError(f"{str(out)!r} cannot be written: {err.strerror}") from None

@@ -53,7 +53,7 @@ class Plan:
         parts = [self.model, self.engine, self.precision, f"t{self.threads}", "kv" if self.kv_cache else "nokv"]
         if self.device != "cpu":
             parts.append(self.device)
-        parts += [f"{name}={_text(value)}" for name, value in self.options]
+        parts += [f"{name}={option_text(value)}" for name, value in self.options]
         return "/".join(parts)
 
     def __str__(self) -> str:
@@ -91,7 +91,8 @@ class Plan:
         return cls(model, engine, precision, int(threads), cache == "kv", device, tuple(options))
 
 
-def _text(value: OptionValue) -> str:
+def option_text(value: OptionValue) -> str:
+    """An option's value as written in a plan id; `option_value` reads it back."""
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 

@@ -160,6 +160,8 @@ def workload_of(arguments: Arguments) -> Workload:
     """The prompts given, in a file or by their lengths, else the shipped ones."""
     if arguments.prompts is not None and arguments.prompt_tokens is not None:
         raise InputError("give either --prompts or --prompt-tokens, not both")
+    if arguments.given_prompts:
+        return Workload(arguments.given_prompts, max_new_tokens=arguments.max_new_tokens)
     if arguments.prompt_tokens is not None:
         prompts = tuple(Prompt(prompt_tokens=count) for count in _counts(arguments.prompt_tokens))
     elif arguments.prompts == _STDIN:
@@ -203,5 +205,7 @@ def objective_of(arguments: Arguments, default: Objective) -> Objective:
 
 
 def prices_of(arguments: Arguments, default: Prices) -> Prices:
-    """The prices of the file that was named, where one was."""
+    """The prices of the file that was named, or of the study file, where one was."""
+    if arguments.prices is None and arguments.given_prices is not None:
+        return cast(Prices, arguments.given_prices)
     return default if arguments.prices is None else read_prices(arguments.prices)

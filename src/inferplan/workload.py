@@ -43,6 +43,15 @@ class Prompt:
             object.__setattr__(self, "chars", len(self.text or "") + sum(len(c) for _, c in self.messages or ()))
 
     @property
+    def body(self) -> dict[str, Any]:
+        """What `parse_prompt` makes it of, for a prompt that is text or messages."""
+        if self.messages is None:
+            found: dict[str, Any] = {"prompt": self.text}
+        else:
+            found = {"messages": [{"role": role, "content": content} for role, content in self.messages]}
+        return found if self.max_new_tokens is None else {**found, "max_new_tokens": self.max_new_tokens}
+
+    @property
     def private(self) -> Prompt:
         """The same prompt with only its hash and lengths left."""
         return replace(self, text=None, messages=None)
@@ -110,16 +119,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
 
 def to_jsonl(prompts: Iterable[Prompt]) -> str:
     """The prompts as JSON lines that `parse_prompts` reads back."""
-    lines = []
-    for prompt in prompts:
-        if prompt.messages is None:
-            body: dict[str, Any] = {"prompt": prompt.text}
-        else:
-            body = {"messages": [{"role": role, "content": content} for role, content in prompt.messages]}
-        if prompt.max_new_tokens is not None:
-            body["max_new_tokens"] = prompt.max_new_tokens
-        lines.append(json.dumps(body, ensure_ascii=False))
-    return "\n".join(lines) + "\n"
+    return "".join(json.dumps(prompt.body, ensure_ascii=False) + "\n" for prompt in prompts)
 
 
 def parse_prompts(text: str, *, jsonl: bool, source: str = "the prompts") -> tuple[Prompt, ...]:
@@ -137,8 +137,17 @@ def _from_json(row: str, where: str) -> Prompt:
         data: Any = json.loads(row)
     except ValueError as err:
         raise WorkloadError(f"{where}: not JSON ({err})") from None
+    return parse_prompt(data, where)
+
+
+def parse_prompt(data: object, where: str) -> Prompt:
+    """One prompt from a mapping with `prompt` (text) or `messages`, and `max_new_tokens` where it has its own.
+
+    Raises:
+        WorkloadError: it is none; says why, after `where`.
+    """
     if not isinstance(data, dict):
-        raise WorkloadError(f"{where}: needs an object with `prompt` or `messages`, not {row[:60]!r}")
+        raise WorkloadError(f"{where}: needs an object with `prompt` or `messages`, not {str(data)[:60]!r}")
     if unknown := sorted(set(data) - {"prompt", "messages", "max_new_tokens"}):
         raise WorkloadError(f"{where}: unknown key {unknown[0]!r}; known: max_new_tokens, messages, prompt")
     limit = data.get("max_new_tokens")

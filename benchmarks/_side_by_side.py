@@ -37,6 +37,10 @@ class SideBySide:
         finally:
             _signal(child, signal.SIGSTOP)
 
+    def peak_bytes(self, name: str) -> int:
+        """The most memory that one side has held, loading included."""
+        return self._children[name].memory.peak_bytes or 0
+
     def rotate(self, turn: int, request: Request) -> Iterator[tuple[str, Sample]]:
         """The same request to all sides; `turn` says which of them is first."""
         names = list(self._children)

@@ -11,7 +11,6 @@ tiny model is too fast to count threads by, and says little about equal tokens.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -58,24 +57,39 @@ class EngineContract:
         """Greedy tokens of the reference implementation at FP32, or None where there is none."""
         return None
 
-    @pytest.fixture
-    def info(self) -> EngineInfo:
-        info = measure.describe(self.engine)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def info(cls) -> EngineInfo:
+        """What the engine says of itself, asked once."""
+        info = measure.describe(cls.engine)
         assert "engine" not in info.lacks, info.lacks
         return info
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def converted(cls) -> dict[tuple[object, ...], Path]:
+        """What was converted so far: a test that needs the same again gets the same."""
+        return {}
+
     @pytest.fixture
-    def artifact(self, checkpoint: Path, info: EngineInfo, tmp_path: Path) -> Callable[[Plan], Path]:
-        """Makes what `load` needs for a plan."""
-        numbers = itertools.count()
+    def artifact(
+        self,
+        checkpoint: Path,
+        info: EngineInfo,
+        converted: dict[tuple[object, ...], Path],
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> Callable[[Plan], Path]:
+        """Makes what `load` needs for a plan. Not to be written to: other tests load it too."""
 
         def make(plan: Plan) -> Path:
             if info.converts is not None and plan.precision not in info.converts:
                 return checkpoint
-            out = tmp_path / f"artifact-{next(numbers)}"
-            out.mkdir()
-            assert measure.convert(plan, checkpoint, out) == ("ok", "")
-            return out
+            key = (checkpoint, plan.precision, plan.kv_cache, plan.options)
+            if key not in converted:
+                out = tmp_path_factory.mktemp("artifact")
+                assert measure.convert(plan, checkpoint, out) == ("ok", "")
+                converted[key] = out
+            return converted[key]
 
         return make
 

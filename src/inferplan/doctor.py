@@ -20,6 +20,7 @@ from .bandwidth import Bandwidth, read_bandwidth
 from .engines.base import Axis, EngineInfo
 from .errors import EngineError
 from .machine import ROOT, Machine, detect, library_versions, show_cores
+from .plan import option_text
 from .store import store_path
 from .validity import available_signals, read_counters, signals
 
@@ -331,7 +332,7 @@ def _engine(engine: EngineHealth) -> str:
     if engine.reason:
         return f"does not work here: {engine.reason}" if engine.installed else engine.reason
     lacks = "".join(f"; lacks {name}: {why}" for name, why in engine.lacks.items())
-    axes = "".join(f"; --option {axis.name}={','.join(map(str, axis.values))}" for axis in engine.axes)
+    axes = "".join(f"; --option {axis.name}={','.join(map(option_text, axis.values))}" for axis in engine.axes)
     return f"{engine.version}, {' '.join(engine.precisions)}{axes}{lacks}"
 
 

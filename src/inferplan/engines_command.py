@@ -22,6 +22,7 @@ from ._codec import encode
 from .engines import GROUP, HIDDEN, engine_names
 from .engines.base import Axis, EngineInfo
 from .errors import InputError, UnknownNameError
+from .plan import option_text
 
 _OURS = "inferplan"
 _NATIVE = "-native"  # at the end of the name of an engine that is built for this CPU
@@ -102,7 +103,7 @@ def lines(found: Sequence[EngineRow]) -> Iterator[str]:
         if row.ready:
             yield f"    ready GGUF files of {' '.join(row.ready)}"
         for axis in row.axes:
-            yield f"    --option {axis.name}={','.join(_value(value) for value in axis.values)}  {axis.help}"
+            yield f"    --option {axis.name}={','.join(map(option_text, axis.values))}  {axis.help}"
         if row.place:
             yield f"    in {row.place}"
         if row.state != "installed" and row.install:
@@ -302,10 +303,6 @@ def _teller(verbose: bool) -> _pip.Tell:
             print(line[:_LINE], file=sys.stderr, flush=True)
 
     return tell
-
-
-def _value(value: object) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def _size(size: int | None) -> str:

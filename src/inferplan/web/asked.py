@@ -18,7 +18,7 @@ from ..cost import Prices
 from ..engines.base import EngineInfo
 from ..errors import InputError, UnknownNameError
 from ..models import SHIPPED
-from ..plan import OptionValue
+from ..plan import OptionValue, option_text
 from ..selection import parse_sla
 from ..store import Store
 from ..study import Study, save_header
@@ -134,7 +134,7 @@ class Asked:
 
 
 def _option(name: str, values: tuple[OptionValue, ...]) -> str:
-    shown = [("on" if value else "off") if isinstance(value, bool) else str(value) for value in values]
+    shown = [option_text(value) for value in values]
     return f"{name}={','.join(shown)}"
 
 

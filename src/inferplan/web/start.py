@@ -17,7 +17,7 @@ from ..engines import DEFAULT
 from ..engines.base import EngineInfo
 from ..errors import InferplanError, InputError, WorkloadError
 from ..forecast import Forecast, forecast
-from ..plan import PRECISIONS, OptionValue
+from ..plan import PRECISIONS, OptionValue, option_text
 from ..progress import duration
 from ..selection import Objective, parse_sla
 from ..study import Study
@@ -142,7 +142,7 @@ def _axes(
                 list(axis.values),
                 selection_mode="multi",
                 default=[axis.default],
-                format_func=lambda v: ("on" if v else "off") if isinstance(v, bool) else str(v),
+                format_func=option_text,
                 help=axis.help,
                 key=f"axis-{name}-{axis.name}",
             )

@@ -264,6 +264,8 @@ def test_end_of_sequence_neither_ends_a_request_nor_is_it_forbidden(
         ("int8", {"int8": "rows"}, "DynamicQuantizeMatMul", "int8"),
         ("int4", {}, "MatMulNBits", "int4"),
         ("int4", {"head": "int8"}, "MatMulNBits", "int4, int8"),
+        ("int4", {"block": 64}, "MatMulNBits", "int4"),
+        ("int8", {"block": 128}, "MatMulNBits", "int8"),
     ],
 )
 @pytest.mark.parametrize("name", [LLAMA, "qwen2"])
@@ -281,6 +283,12 @@ def test_what_ran_is_what_lies_in_the_file(
     assert (actual.kernel, actual.weights, actual.threads) == (kernel, kinds.split(",")[0], 2)
     assert actual.quantized_share == (None if precision == "fp32" else 1.0)
     assert read_graph(path / MODEL_NAME).kinds == kinds
+    if kernel == "MatMulNBits":
+        import onnx_ir
+
+        products = [node for node in onnx_ir.load(path / MODEL_NAME).graph if node.op_type == kernel]
+        assert {node.attributes["block_size"].as_int() for node in products} == {options.get("block", 32)}
+        assert actual.details["block_size"] == str(options.get("block", 32))
 
 
 def test_every_linear_layer_of_gpt2_becomes_integers(artifact_of: ArtifactOf, tmp_path: Path) -> None:
@@ -292,7 +300,7 @@ def test_every_linear_layer_of_gpt2_becomes_integers(artifact_of: ArtifactOf, tm
     from inferplan.engines._onnxruntime_quantize import quantize
 
     model = onnx_ir.load(artifact_of("gpt2") / MODEL_NAME)
-    quantize(model.graph, "int8-rows", 127)
+    quantize(model.graph, "int8-rows", 127, 32)
     onnx_ir.save(model, tmp_path / MODEL_NAME)
     file = read_graph(tmp_path / MODEL_NAME)
     assert (file.integer_share, file.kinds, len(file.weights)) == (1.0, "int8", linears)
@@ -339,6 +347,8 @@ def test_a_request_may_fill_the_whole_context(
         (_plan(runner="genai", graph="export"), "not graph=export"),
         (_plan(int8="rows"), "option int8 is for plans of int8"),
         (_plan("int8", head="int8"), "option head is for plans of int4"),
+        (_plan(block=64), "option block is for weights whose scales are by blocks"),
+        (_plan("int8", int8="rows", block=64), "option block is for weights whose scales are by blocks"),
         (_plan("int8", prepack=False), "prepack=off is for plans of fp32"),
         (_plan("bf16"), "multiplies no bfloat16 on a CPU"),
     ],
@@ -392,17 +402,23 @@ def test_a_graph_that_the_library_refuses_is_named(artifact_of: ArtifactOf, tmp_
 
 
 @settings(max_examples=30, deadline=None)
-@given(width=st.integers(1, 70), out=st.integers(1, 9), bits=st.sampled_from([4, 8]), seed=st.integers(0, 99))
-def test_blocks_are_off_by_less_than_one_step(width: int, out: int, bits: int, seed: int) -> None:
-    from inferplan.engines._onnxruntime_quantize import BLOCK, by_blocks
+@given(
+    width=st.integers(1, 140),
+    out=st.integers(1, 9),
+    bits=st.sampled_from([4, 8]),
+    block=st.sampled_from([32, 64, 128]),
+    seed=st.integers(0, 99),
+)
+def test_blocks_are_off_by_less_than_one_step(width: int, out: int, bits: int, block: int, seed: int) -> None:
+    from inferplan.engines._onnxruntime_quantize import by_blocks
 
     weight = np.random.default_rng(seed).normal(size=(width, out)).astype(np.float32)
     weight[:, 0] = 0  # a block of nothing but zeros has no scale
-    packed, scales = by_blocks(weight, bits)
-    codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(out, -1, BLOCK)
+    packed, scales = by_blocks(weight, bits, block)
+    codes = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(out, -1, block)
     back = (codes.astype(np.float32) - (1 << (bits - 1))) * scales[..., None]
     error = np.abs(back.reshape(out, -1)[:, :width].T - weight)
-    steps = np.repeat(np.abs(scales), BLOCK, axis=1)[:, :width].T
+    steps = np.repeat(np.abs(scales), block, axis=1)[:, :width].T
     assert (error <= steps * 1.001 + 1e-7).all()
     assert np.median(error / np.maximum(steps, 1e-9)) <= 0.5
 

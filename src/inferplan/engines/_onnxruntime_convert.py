@@ -25,12 +25,15 @@ _REMEDY = "pip install inferplan[onnxruntime]"
 _INLINE_BYTES = 256  # smaller constants stay in the graph, where the library's optimizer reads them
 
 
-def convert(checkpoint: Path, scheme: Scheme | None, head: Scheme | None, levels: int, graph: str, out: Path) -> None:
+def convert(
+    checkpoint: Path, scheme: Scheme | None, head: Scheme | None, levels: int, block: int, graph: str, out: Path
+) -> None:
     """Fill the directory `out`.
 
     Args:
         scheme: how weights become integers; None: they stay float32.
         head: the same for the last layer.
+        block: weights that share a scale where the scheme has blocks.
         levels: largest absolute value of an int8 weight that has its scale by rows.
         graph: who draws it: `builder` (onnxruntime-genai's), `export` (torch's exporter), or `auto`: the builder where
             its tokens are known to be right.
@@ -52,7 +55,7 @@ def convert(checkpoint: Path, scheme: Scheme | None, head: Scheme | None, levels
         raise Unsupported(refusal)
     model = _exported(checkpoint) if built is None else built.model
     if scheme is not None:
-        quantize(model.graph, scheme, levels, head)
+        quantize(model.graph, scheme, levels, block, head)
     logits: Any = next(value for value in model.graph.outputs if value.name == "logits").shape
     vocabulary = int(logits[-1])
     context = context_length(config) or 0
@@ -67,6 +70,7 @@ def convert(checkpoint: Path, scheme: Scheme | None, head: Scheme | None, levels
         "context": context,
         "scheme": scheme or "",
         "levels": levels if scheme == "int8-rows" else 0,
+        "block": block if scheme in ("int8-blocks", "int4-blocks") else 0,
         "files": {path.name: path.stat().st_size for path in sorted(out.iterdir())},
     }
     (out / NOTES_NAME).write_text(json.dumps(notes, indent=1), encoding="utf-8")

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from ._onnxruntime_fuse import remove_unused
 
 Scheme = Literal["int8-rows", "int8-blocks", "int4-blocks"]
-BLOCK = 32  # weights that share a scale: the smallest that onnxruntime has, and what llama.cpp's Q4_0 has
 ACCURACY_LEVEL = 4  # of MatMulNBits: activations become int8 as they are used; lower levels compute in float32
 _CONTRIB = "com.microsoft"
 _ROWS_AT_ONCE = 4096  # bounds the float32 copies while a matrix is divided into blocks
 _Floats = NDArray[np.float32]
 
 
-def quantize(graph: ir.Graph, scheme: Scheme, levels: int, head: Scheme | None = None) -> None:
+def quantize(graph: ir.Graph, scheme: Scheme, levels: int, block: int, head: Scheme | None = None) -> None:
     """Turn every product with a constant matrix, and the table that input_ids choose from, into integers.
 
     Args:
+        block: weights that share a scale where the scheme has blocks.
         levels: largest absolute value of an int8 weight in `int8-rows`: 127, or 63 where the CPU would overflow.
         head: scheme of the last layer, which gives the logits; as `scheme` when None.
     """
@@ -34,7 +34,7 @@ def quantize(graph: ir.Graph, scheme: Scheme, levels: int, head: Scheme | None =
             last = any(value.name == "logits" for value in node.outputs)
             chosen = head if last and head is not None else scheme
             name = str(node.inputs[1].name)  # type: ignore[union-attr]
-            _multiply(graph, node, _integers(graph, name, weight, chosen, levels), chosen)
+            _multiply(graph, node, _integers(graph, name, weight, chosen, levels, block), chosen, block)
             del weight
         elif node.op_type == "Gather" and node.inputs[1] is not None and node.inputs[1].name == "input_ids":
             _embedding(graph, node)
@@ -48,19 +48,19 @@ def by_rows(weight: _Floats, levels: int) -> tuple[NDArray[np.int8], _Floats]:
     return np.rint(weight / scale).astype(np.int8), scale.astype(np.float32)
 
 
-def by_blocks(weight: _Floats, bits: int) -> tuple[NDArray[np.uint8], _Floats]:
+def by_blocks(weight: _Floats, bits: int, block: int) -> tuple[NDArray[np.uint8], _Floats]:
     """[in, out] -> packed [out, blocks, bytes] and scales [out, blocks], as MatMulNBits has them without zero points.
 
     The number of largest size in a block gets the code that reaches furthest, -8 of 4 bits.
     """
     width, out = weight.shape
-    blocks, middle = -(-width // BLOCK), 1 << (bits - 1)
-    packed = np.empty((out, blocks, BLOCK * bits // 8), np.uint8)
+    blocks, middle = -(-width // block), 1 << (bits - 1)
+    packed = np.empty((out, blocks, block * bits // 8), np.uint8)
     scales = np.empty((out, blocks), np.float32)
     for start in range(0, out, _ROWS_AT_ONCE):
-        rows = np.zeros((min(_ROWS_AT_ONCE, out - start), blocks * BLOCK), np.float32)
+        rows = np.zeros((min(_ROWS_AT_ONCE, out - start), blocks * block), np.float32)
         rows[:, :width] = weight[:, start : start + len(rows)].T
-        rows = rows.reshape(len(rows), blocks, BLOCK)
+        rows = rows.reshape(len(rows), blocks, block)
         furthest = np.take_along_axis(rows, np.abs(rows).argmax(axis=2)[..., None], axis=2)
         scale = furthest / -middle
         codes = np.rint(np.divide(rows, scale, out=np.zeros_like(rows), where=scale != 0)) + middle
@@ -78,12 +78,17 @@ def _matrix(graph: ir.Graph, value: ir.Value | None) -> _Floats | None:
     return value.const_value.numpy()
 
 
-def _integers(graph: ir.Graph, name: str, weight: _Floats, scheme: Scheme, levels: int) -> list[ir.Value]:
+def _integers(graph: ir.Graph, name: str, weight: _Floats, scheme: Scheme, levels: int, block: int) -> list[ir.Value]:
     """The initializers that stand for `weight`: the integers, then their scales."""
-    numbers, scales = (
-        by_rows(weight, levels) if scheme == "int8-rows" else by_blocks(weight, 4 if scheme == "int4-blocks" else 8)
-    )
+    if scheme == "int8-rows":
+        numbers, scales = by_rows(weight, levels)
+    else:
+        numbers, scales = by_blocks(weight, _bits(scheme), block)
     return [constant(graph, f"{name}.{scheme}", numbers), constant(graph, f"{name}.scale", scales)]
+
+
+def _bits(scheme: Scheme) -> int:
+    return 4 if scheme == "int4-blocks" else 8
 
 
 def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
@@ -94,7 +99,7 @@ def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     return value
 
 
-def _multiply(graph: ir.Graph, node: ir.Node, weight: list[ir.Value], scheme: Scheme) -> None:
+def _multiply(graph: ir.Graph, node: ir.Node, weight: list[ir.Value], scheme: Scheme, block: int) -> None:
     """Put one node that multiplies with integers, and adds the bias, in place of `node`."""
     add, bias = _bias(graph, node)
     x, (numbers, scales) = node.inputs[0], weight
@@ -106,8 +111,8 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: list[ir.Value], scheme: Sc
         attributes = {
             "K": int(before[0]),
             "N": int(before[1]),
-            "bits": 4 if scheme == "int4-blocks" else 8,
-            "block_size": BLOCK,
+            "bits": _bits(scheme),
+            "block_size": block,
             "accuracy_level": ACCURACY_LEVEL,
         }
         inputs = [x, numbers, scales, None, None, bias] if bias is not None else [x, numbers, scales]

@@ -21,11 +21,13 @@ from .base import Axis, EngineInfo, check_request, unavailable
 
 MIN_INTEGER_SHARE = 0.99  # as for transformers: below it a plan is not called INT8 or INT4 (issue 2)
 WEIGHTS = {"fp32": "float32", "int8": "int8", "int4": "int4"}
+_BLOCKS = (32, 64, 128)  # of MatMulNBits; it has 16 and 256 too
 _AXES = (
     Axis("runner", ("session", "genai"), "who runs the graph: a session and our own loop, or onnxruntime-genai"),
     Axis("graph", ("auto", "builder", "export"), "who draws it: onnxruntime-genai's model builder, torch's exporter"),
     Axis("int8", ("blocks", "rows"), "what shares a scale in INT8 plans: 32 weights (MatMulNBits), or each output's"),
     Axis("head", ("int4", "int8"), "type of the last layer's weights in INT4 plans"),
+    Axis("block", _BLOCKS, "weights that share a scale; more of them are smaller and faster, and less exact"),
     Axis("spin", (True, False), "a waiting thread spins a while before it sleeps"),
     Axis("arena", (True, False), "memory that is freed is kept for later tokens"),
     Axis("prepack", (True, False), "weights ordered anew for the kernels while loading; off: for FP32 plans only"),
@@ -60,8 +62,8 @@ class OnnxRuntimeEngine:
             },
             env={"OPENBLAS_NUM_THREADS": "1"},  # NumPy's pool of threads, which nothing here uses
             libraries={"onnxruntime": installed, **({"onnxruntime-genai": genai} if genai else {})},
-            artifact_key=f"gqa-1-{installed}-{genai or 'none'}-{int8_levels()}",
-            artifact_options=("graph", "head", "int8"),
+            artifact_key=f"gqa-2-{installed}-{genai or 'none'}-{int8_levels()}",
+            artifact_options=("block", "graph", "head", "int8"),
         )
 
     def unsupported(self, plan: Plan) -> str | None:
@@ -71,6 +73,8 @@ class OnnxRuntimeEngine:
         for option, precision in (("int8", "int8"), ("head", "int4")):
             if option in dict(plan.options) and plan.precision != precision:
                 return f"the option {option} is for plans of {precision}, not of {plan.precision}"
+        if "block" in dict(plan.options) and (not plan.quantized or plan.option("int8", "blocks") == "rows"):
+            return "the option block is for weights whose scales are by blocks: int4, and int8 with int8=blocks"
         if plan.quantized and not plan.option("prepack", True):
             return "prepack=off is for plans of fp32: integer weights would be ordered anew for every token"
         if plan.option("runner", "session") == "genai":
@@ -94,7 +98,8 @@ class OnnxRuntimeEngine:
         except ImportError as error:
             raise Unsupported(f"conversion takes a package that is missing: {error}: {_REMEDY}") from error
         head: Any = "int8-blocks" if plan.precision == "int4" and plan.option("head", "int4") == "int8" else None
-        convert(checkpoint, _scheme(plan), head, int8_levels(), str(plan.option("graph", "auto")), out)
+        block, graph = int(plan.option("block", _BLOCKS[0])), str(plan.option("graph", "auto"))
+        convert(checkpoint, _scheme(plan), head, int8_levels(), block, graph, out)
 
     def load(self, plan: Plan, artifact: Path) -> Actual:
         """Load the converted model and say what it holds.
@@ -128,7 +133,7 @@ class OnnxRuntimeEngine:
                 "runner": runner,
                 "graph": str(notes["graph"]),
                 **({"builder": str(notes["builder"])} if notes["builder"] else {}),
-                **_scheme_details(str(notes["scheme"]), int(notes["levels"])),
+                **_scheme_details(str(notes["scheme"]), int(notes["levels"]), int(notes["block"])),
                 "provider": self._runner.providers,
                 **{name: "on" if plan.option(name, True) else "off" for name in ("spin", "arena", "prepack")},
             },
@@ -180,10 +185,10 @@ def _scheme(plan: Plan) -> Any:
     return {"int8": f"int8-{plan.option('int8', 'blocks')}", "int4": "int4-blocks"}.get(plan.precision)
 
 
-def _scheme_details(scheme: str, levels: int) -> dict[str, str]:
+def _scheme_details(scheme: str, levels: int, block: int) -> dict[str, str]:
     if scheme == "int8-rows":
         return {"scales": "one for each output", "largest int8": str(levels)}
-    return {"scales": "one for 32 weights", "block_size": "32", "accuracy_level": "4"} if scheme else {}
+    return {"scales": f"one for {block} weights", "block_size": str(block), "accuracy_level": "4"} if scheme else {}
 
 
 def _genai_version() -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from _common import MIB, Bench, bandwidth, header, latencies, make_ready, ratio_of, run_script, say, show_ratio
 
-from inferplan import artifacts, fits, measure
+from inferplan import artifacts, fits, measure, terms
 from inferplan._codec import decode, encode
 from inferplan.engines import HIDDEN, engine_names
 from inferplan.measurement import Measurement
@@ -88,9 +88,15 @@ def supported(arguments: argparse.Namespace) -> list[Plan]:
     """The plans of the space that the engines here can run, as far as they tell before trying."""
     known = [name for name in engine_names() if name not in HIDDEN]
     infos = describe_engines(arguments.engines or known)
-    space = Space(
-        tuple(arguments.models), tuple(infos), tuple(arguments.precisions), tuple(arguments.threads), kv_cache=(True,)
+    asked = Space(
+        tuple(arguments.models),
+        tuple(infos),
+        tuple(arguments.precisions),
+        tuple(arguments.threads),
+        kv_cache=(True,),
+        options=tuple(terms.option_of(text) for text in arguments.option),
     )
+    space = terms.fitted(asked, infos)
     for name, info in infos.items():
         if "engine" in info.lacks:
             say(f"left out: {info.lacks['engine']}")
@@ -182,6 +188,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", help="default: all that are installed")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8", "int4"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=V1,V2", help="as for `optimize`")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=4, help="how many of the shipped prompts")

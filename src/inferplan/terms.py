@@ -132,7 +132,7 @@ def space_of(arguments: Arguments) -> Space:
         precisions=tuple(arguments.precisions),
         threads=tuple(arguments.threads),
         kv_cache=tuple(value == "on" for value in arguments.kv_cache),
-        options=tuple(_option(text) for text in arguments.option),
+        options=tuple(option_of(text) for text in arguments.option),
     )
 
 
@@ -149,7 +149,12 @@ def fitted(space: Space, infos: Mapping[str, EngineInfo]) -> Space:
     return replace(space, options=tuple(options))
 
 
-def _option(text: str) -> tuple[str, tuple[OptionValue, ...]]:
+def option_of(text: str) -> tuple[str, tuple[OptionValue, ...]]:
+    """The axis and the values of `--option NAME=V1,V2`.
+
+    Raises:
+        InputError: it is not written so.
+    """
     name, equals, values = text.partition("=")
     if not (name and equals and values):
         raise InputError(f"--option {text!r} is not NAME=VALUE or NAME=V1,V2")

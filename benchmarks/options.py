@@ -1,6 +1,7 @@
 """What an engine's own options change: plans that differ in them alone, the same request to each in turn.
 
-All combinations of the values given are loaded side by side, one process each; those out of turn are suspended. The
+With several engines, plans that differ in the engine (llama.cpp from a wheel, and built for this CPU). All combinations
+of the values given are loaded side by side, one process each; those out of turn are suspended. The
 first combination is what the others are compared with: latency, TTFT and seconds a token after the first, as ratios
 paired by round, repeat and prompt, and the peak memory of the largest process.
 """
@@ -35,19 +36,22 @@ def combinations(texts: list[str]) -> list[tuple[tuple[str, OptionValue], ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--engines", nargs="+", default=["onnxruntime"])
     parser.add_argument("--precision", default="int4")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--option", action="append", metavar="NAME=V1,V2", help="default: runner=session,genai")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=V1,V2", help="values to compare")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="of every prompt, within one set of processes")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--prompts", type=int, default=4, help="how many of the shipped prompts")
     arguments = parser.parse_args()
-    base = Plan(arguments.model, arguments.engine, arguments.precision, arguments.threads)
+    base = Plan(arguments.model, arguments.engines[0], arguments.precision, arguments.threads)
     plans = {
-        " ".join(f"{name}={option_text(value)}" for name, value in options): replace(base, options=options)
-        for options in combinations(arguments.option or ["runner=session,genai"])
+        " ".join([engine, *(f"{name}={option_text(value)}" for name, value in options)]): replace(
+            base, engine=engine, options=options
+        )
+        for engine in arguments.engines
+        for options in combinations(arguments.option)
     }
     bench = make_ready([arguments.model], list(plans.values()), arguments.tokens, arguments.prompts)
     for name, plan in list(plans.items()):

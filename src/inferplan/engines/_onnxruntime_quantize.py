@@ -80,6 +80,7 @@ def _matrix(graph: ir.Graph, value: ir.Value | None) -> _Floats | None:
 
 def _integers(graph: ir.Graph, name: str, weight: _Floats, scheme: Scheme, levels: int, block: int) -> list[ir.Value]:
     """The initializers that stand for `weight`: the integers, then their scales."""
+    numbers: NDArray[Any]
     if scheme == "int8-rows":
         numbers, scales = by_rows(weight, levels)
     else:

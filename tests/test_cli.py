@@ -64,6 +64,36 @@ def test_too_few_samples_are_undecided_not_chosen(capsys: pytest.CaptureFixture[
     assert "59" in capsys.readouterr().out
 
 
+def test_a_race_confirms_its_winner_in_six_processes_and_says_what_it_ruled_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(optimize("--strategy", "racing", "--out", str(tmp_path))) == 0
+    captured = capsys.readouterr()
+    assert "racing over 4 plans; the winner will be confirmed in at least 6 processes" in captured.err
+    with Store(default_store_path()) as store:
+        study = load(store, "latest")
+    looks = [m for m in study.measurements if m.look and m.round == 1]
+    assert {m.plan for m in looks} == set(study.plans)
+    assert {len(m.samples) for m in looks} == {2}
+    chosen = study.select().winner
+    assert chosen is not None
+    assert chosen.result.processes >= 6
+    assert rows(tmp_path / "chosen_plan.csv")[0]["verdict"] == "meets"
+
+
+def test_a_budget_ends_the_search_and_what_is_known_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(optimize("--strategy", "random", "--max-trials", "2")) == 0
+    out = capsys.readouterr().out
+    assert out.count("waiting") == 2
+    assert "not shown of processes to come" in out or "meets" in out
+    with Store(default_store_path()) as store:
+        study = load(store, "latest")
+    assert len(study.measurements) == 2
+    assert cli.main(["optimize", "--resume", study.id, "--max-trials", "3", *FAST]) == 0
+    with Store(default_store_path()) as store:
+        assert len(load(store, study.id).measurements) == 3
+
+
 def test_json_is_json_and_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(optimize("--json")) == 0
     captured = capsys.readouterr()
@@ -197,6 +227,10 @@ BAD = [
     (["--sla", "p50<=1s", "--threads", "-2"], "threads"),
     (["--sla", "p50<=1s", "--max-new-tokens", "0"], "max_new_tokens"),
     (["--sla", "p50<=1s", "--rounds", "0"], "rounds"),
+    (["--sla", "p50<=1s", "--strategy", "guessing"], "guessing"),
+    (["--sla", "p50<=1s", "--budget", "soon"], "soon"),
+    (["--sla", "p50<=1s", "--budget", "0s"], "budget"),
+    (["--sla", "p50<=1s", "--max-trials", "0"], "trials"),
     (["--sla", "p50<=1s", "--prompts", "no-such-file.txt"], "no-such-file.txt"),
     (["--sla", "p50<=1s", "--prompt-tokens", "a,b"], "a,b"),
     (["--sla", "p50<=1s", "--prompt-tokens", "0"], "at least 1"),

@@ -1,7 +1,7 @@
 """Read bandwidth of memory by thread count: `python -m inferplan.bandwidth THREADS` prints it as JSON.
 
-Owns the kernel that reads. Leaves what a plan should make of the bandwidth to
-`predict`. Runs in a process of its own, so that no thread setting leaks.
+Owns the kernel that reads. Leaves the rates of computing to `rates`, what
+a plan should make of them to `predict`. Runs in a process of its own, so that no thread setting leaks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .errors import EngineError, InputError
 BUFFER_BYTES = 512 << 20
 _COLUMNS = 4096  # of the matrix: its vector, 16 KiB, stays in the L1 cache
 _WARMUP_REPEATS = 2  # page tables and the thread pool
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _START_TIMEOUT_S = 120.0  # importing torch on a cold disk
 
 
@@ -55,7 +55,7 @@ def read_bandwidth(threads: int, seconds: float = 1.0, *, buffer_bytes: int = BU
         raise InputError(f"threads must be at least 1, not {threads}")
     command = [sys.executable, "-m", "inferplan.bandwidth", str(threads)]
     command += ["--seconds", str(seconds), "--buffer-bytes", str(buffer_bytes)]
-    env = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+    env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     try:
         done = subprocess.run(
             command, env=env, capture_output=True, text=True, timeout=_START_TIMEOUT_S + 4 * seconds, check=True
@@ -68,8 +68,11 @@ def read_bandwidth(threads: int, seconds: float = 1.0, *, buffer_bytes: int = BU
     return decode(Bandwidth, json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measure(threads: int, seconds: float, buffer_bytes: int) -> Bandwidth:
-    """The fastest of the kernels that this Python has: which one reads best differs between CPUs and builds."""
+def measured_here(threads: int, seconds: float, buffer_bytes: int = BUFFER_BYTES) -> Bandwidth:
+    """Measure in this process: for one that was started with its thread settings and does little else.
+
+    The fastest of the kernels that this Python has counts: which one reads best differs between CPUs and builds.
+    """
     try:
         kernels = _torch_kernels(threads, buffer_bytes)
     except ImportError:
@@ -123,7 +126,7 @@ def _main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--buffer-bytes", type=int, default=BUFFER_BYTES)
     args = parser.parse_args()
-    print(json.dumps(encode(_measure(args.threads, args.seconds, args.buffer_bytes))))
+    print(json.dumps(encode(measured_here(args.threads, args.seconds, args.buffer_bytes))))
 
 
 if __name__ == "__main__":

@@ -247,6 +247,7 @@ def _add_optimize(commands: Commands) -> None:  # type: ignore[valid-type]
     _workload_flags(parser)
     _objective_flags(parser)
     _run_flags(parser, store=False)
+    _search_flags(parser)
     _output_flags(parser)
 
 
@@ -467,6 +468,7 @@ def _objective_flags(parser: argparse.ArgumentParser) -> None:
 
 def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool = True) -> None:
     group = parser.add_argument_group("run")
+    group.set_defaults(strategy="exhaustive", budget=None, max_trials=None)
     group.add_argument(
         "--rounds",
         type=int,
@@ -516,8 +518,23 @@ def _run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool
             "--resume",
             metavar="STUDY",
             help="go on with a study (its id, the start of it, or `latest`); of the other "
-            "flags, those of the SLA, the choice, --rounds and --all-rounds may be given anew",
+            "flags, those of the SLA, the choice, --rounds, --all-rounds, --budget and --max-trials may be given anew",
         )
+
+
+def _search_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--strategy",
+        default="exhaustive",
+        metavar="NAME",
+        help="exhaustive (default): measure every plan. racing: rule most plans out by prediction or after a look, "
+        "confirm the best in six fresh processes. random: as exhaustive, in a random order",
+    )
+    group.add_argument(
+        "--budget", metavar="TIME", help="stop measuring after 90s, 5m or 1h; what is best then is what you get"
+    )
+    group.add_argument("--max-trials", type=int, metavar="N", help="start so many processes at most")
 
 
 def _output_flags(parser: argparse.ArgumentParser, out_default: str | None = None) -> None:

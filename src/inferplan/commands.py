@@ -20,15 +20,16 @@ from pathlib import Path
 
 from . import compare as comparing
 from . import doctor as doctors
-from . import locks, measure, prepare, report, terms, validity
+from . import locks, measure, prepare, report, strategies, terms, validity
 from ._codec import encode
 from .engines import HIDDEN, engine_names
 from .errors import InputError, StoreError
 from .plan import Plan, Space
 from .progress import Progress, choose_style
+from .search import Search
 from .selection import SLA, parse_sla
 from .store import Store, store_path
-from .study import Study, load, run, save_header, take_in
+from .study import Ready, Study, load, run, save_header, take_in
 from .study_file import study_text
 
 Arguments = argparse.Namespace
@@ -236,16 +237,25 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             study = replace(study, checkpoints=terms.checkpoints(study, infos, tell, _warn), finished=False)
             ready = prepare.prepare(study.checkpoints, study.workload, study.plans, infos, tell)
             save_header(store, study)
+            search = _search_of(study, ready, store, tell)
             progress = Progress(study, style)
             try:
                 with progress.showing():
-                    study = run(study, store, ready, infos, watch=_watch(study), notify=progress)
+                    study = run(study, store, ready, infos, watch=_watch(study), search=search, notify=progress)
             except KeyboardInterrupt:
                 return _interrupted(store, study.id, arguments)
             except StoreError:
                 print(_how_to_resume(study.id, arguments), file=sys.stderr)
                 raise
     return _answer(study, arguments)
+
+
+def _search_of(study: Study, ready: Ready, store: Store, tell: Tell) -> Search:
+    """The search that the study asks for; a race first learns the rates of this machine."""
+    if said := strategies.announced(study):
+        tell(said)
+    racing = study.settings.strategy == "racing"
+    return strategies.search_for(study, ready, strategies.expected(study, ready, store, tell) if racing else None)
 
 
 def _warn(text: str) -> None:

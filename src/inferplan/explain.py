@@ -48,7 +48,8 @@ def explained(r: Ranked, winner: Ranked, objective: Objective, tied: bool) -> Ra
         return replace(r, reason=f"meets {_limits(r)} {why}")
     ratio = ratio_of(r, winner) if r.eligible else None
     ratio = None if ratio is None or ratio.value is None else ratio
-    return replace(r, ratio=ratio, reason=disqualified(r) or _beaten(r, winner, ratio, objective))
+    why = r.result.left_out if r.eligible and r.result.looked_at else ""
+    return replace(r, ratio=ratio, reason=why or disqualified(r) or _beaten(r, winner, ratio, objective))
 
 
 def _limits(r: Ranked) -> str:

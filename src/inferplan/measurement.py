@@ -252,6 +252,8 @@ class Measurement:
         oversubscribed: more threads than cores granted; measured as asked.
         libraries: versions of what ran, by name.
         converted: the artifact that was loaded; None for a checkpoint that is loaded as it is.
+        look: whether it was a look, by which a search rules plans out: few requests perhaps, cut short
+            perhaps. No figure of a plan that was measured for its own sake rests on its looks.
     """
 
     plan: Plan
@@ -268,6 +270,7 @@ class Measurement:
     oversubscribed: bool = False
     libraries: Mapping[str, str] = field(default_factory=dict)
     converted: Converted | None = None
+    look: bool = False
 
     @property
     def clean(self) -> tuple[Sample, ...]:

@@ -146,7 +146,9 @@ class Progress:
         if self._now is not None and self._now[0] == result.plan:
             return f"round {self._now[1]}, request {self._taken + 1}", "bold cyan"
         if result.status == "waiting":
-            return "waiting", "dim"
+            return "ruled out" if result.left_out else "waiting", "dim"
+        if result.status == "ok" and result.looked_at:
+            return "ruled out by a look" if result.left_out else "looked at", "dim" if result.left_out else "green"
         if result.status == "ok":
             return f"measured, {result.processes} process{'es' * (result.processes != 1)}", "green"
         return f"{result.status}: {result.reason}"[:60], "red"

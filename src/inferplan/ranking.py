@@ -80,6 +80,11 @@ def judged(result: PlanResult, sla: SLA, prices: Prices, cores: float) -> Ranked
     )
 
 
+def sure(r: Ranked) -> bool:
+    """Whether what it meets is shown of processes to come, not of those seen alone."""
+    return all(j.in_general is None or j.in_general.verdict == "meets" for j in r.judgements)
+
+
 def in_order(ranked: Sequence[Ranked]) -> tuple[Ranked, ...]:
     """By p50, then peak memory; those not eligible last; with the front marked."""
     ordered = sorted(ranked, key=lambda r: (not r.eligible, least(r.p50_s), least(r.peak_bytes)))
@@ -94,8 +99,8 @@ def _dominates(a: Ranked, b: Ranked) -> bool:
 
 
 def may_win(r: Ranked) -> bool:
-    """Whether it meets every constraint and has a median to be ranked by."""
-    return r.eligible and r.verdict == "meets" and r.p50_s is not None
+    """Whether it meets every constraint, by more than looks, and has a median to be ranked by."""
+    return r.eligible and r.verdict == "meets" and r.p50_s is not None and not r.result.looked_at
 
 
 def least(value: float | None) -> float:

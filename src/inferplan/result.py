@@ -44,10 +44,16 @@ class PlanResult:
     Figures are over the clean samples of processes that ended well. Disturbed
     samples leave them, unless asked for; a sample cut short counts as an
     observation that is known from below only (see `stats.quantile_estimate`).
+    Where a plan was measured for its own sake, what a search only looked at
+    (`Measurement.look`) leaves them too.
+
+    Attributes:
+        left_out: why the search was done with it before it could be chosen; empty otherwise.
     """
 
     plan: Plan
     measurements: tuple[Measurement, ...]
+    left_out: str = ""
     # What was asked before: going through the samples again for every question cost most of a re-selection.
     _made: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -71,7 +77,7 @@ class PlanResult:
         """Why the status is not `ok`, or why an `ok` plan has no figures; empty otherwise."""
         status = self.status
         if status == "waiting":
-            return "not measured yet"
+            return self.left_out or "not measured yet"
         if status != "ok":
             return next(m.reason for m in reversed(self.measurements) if m.status == status)
         if not self.samples and not self.cut_count:
@@ -80,8 +86,14 @@ class PlanResult:
 
     @Kept
     def ok_measurements(self) -> tuple[Measurement, ...]:
-        """The processes that ended well, in the order they were measured."""
-        return tuple(m for m in self.measurements if m.status == "ok")
+        """The processes that ended well and that the figures come from, in the order they were measured."""
+        ended = tuple(m for m in self.measurements if m.status == "ok")
+        return tuple(m for m in ended if not m.look) or ended
+
+    @Kept
+    def looked_at(self) -> bool:
+        """Whether all that is known of it comes from looks, which rule plans out and choose none."""
+        return bool(self.ok_measurements) and all(m.look for m in self.ok_measurements)
 
     @Kept
     def samples(self) -> tuple[Sample, ...]:
@@ -242,13 +254,16 @@ class PlanResult:
         return made
 
 
-def results(plans: Iterable[Plan], measurements: Iterable[Measurement]) -> tuple[PlanResult, ...]:
+def results(
+    plans: Iterable[Plan], measurements: Iterable[Measurement], left_out: Mapping[Plan, str] | None = None
+) -> tuple[PlanResult, ...]:
     """One result a plan, in the plans' order; measurements of other plans are left out."""
+    why = left_out or {}
     grouped: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
     for measurement in measurements:
         if measurement.plan in grouped:
             grouped[measurement.plan].append(measurement)
-    return tuple(PlanResult(plan, tuple(found)) for plan, found in grouped.items())
+    return tuple(PlanResult(plan, tuple(found), why.get(plan, "")) for plan, found in grouped.items())
 
 
 def _mean(values: Iterable[float]) -> float | None:

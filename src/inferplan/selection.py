@@ -14,7 +14,7 @@ from typing import Literal
 from .cost import Prices
 from .explain import Nearest, disqualified, explained, nearest_to, notes_on, settling, tie_broken
 from .plan import Plan
-from .ranking import Objective, Ranked, figure, in_order, judged, least, may_win, order, ratio_of
+from .ranking import Objective, Ranked, figure, in_order, judged, least, may_win, order, ratio_of, sure
 from .result import PlanResult
 from .sla import METRICS, SLA, Constraint, Metric, find_metric, format_quantity, parse_sla
 from .verdict import Judgement, Verdict, judge, judge_all, overall
@@ -92,6 +92,8 @@ class Selection:
 def choose(results: Sequence[PlanResult], sla: SLA, objective: Objective, prices: Prices, cores: float) -> Selection:
     """The plan that minimises `objective` among those whose every verdict is `meets`.
 
+    Where that is shown of processes to come for some of them, only those may be chosen.
+
     Latency ranks by p50, then peak memory; memory by peak, then p50; cost by
     USD per Mtok, then p50. Plans whose latency ties with the fastest (paired by
     request; the whole interval within 3% and including 1) go to the lower memory.
@@ -101,6 +103,7 @@ def choose(results: Sequence[PlanResult], sla: SLA, objective: Objective, prices
     """
     ranked = in_order(tuple(judged(r, sla, prices, cores) for r in results))
     meeting = sorted((r for r in ranked if may_win(r)), key=lambda r: order(r, objective))
+    meeting = [r for r in meeting if sure(r)] or meeting
     if not meeting:
         return _without_winner(ranked, sla, objective, prices, cores)
     first = meeting[0]
@@ -162,7 +165,7 @@ def _without_winner(
     ranked: Sequence[Ranked], sla: SLA, objective: Objective, prices: Prices, cores: float
 ) -> Selection:
     shown = tuple(replace(r, reason=disqualified(r)) for r in ranked)
-    open_ones = [r for r in shown if not r.result.failed and r.verdict == "undecided"]
+    open_ones = [r for r in shown if not r.result.failed and r.verdict == "undecided" and not r.result.left_out]
     measured = any(r.eligible for r in shown)
     outcome: Outcome = "undecided" if open_ones else "none_meets"
     if not measured:

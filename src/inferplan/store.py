@@ -59,6 +59,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX trial_by_study ON trial (study, plan_id, round)",
         "CREATE INDEX sample_by_trial ON sample (trial)",
     ),
+    # Rates of a machine, kept beside its fingerprint: see `rates`.
+    ("CREATE TABLE rates (fingerprint TEXT PRIMARY KEY, measured_at REAL NOT NULL, payload TEXT NOT NULL)",),
 )
 
 
@@ -314,6 +316,20 @@ class Store:
         with self._explained():
             self._check(study)
             return tuple(Cost(*row) for row in self._db.execute(query, (study,)).fetchall())
+
+    # --- rates of a machine ---
+
+    def rates(self, fingerprint: str) -> Any | None:
+        """What `keep_rates` was given last for that machine, JSON-ready; None when it was given nothing."""
+        with self._explained(), self._readable():
+            row = self._db.execute("SELECT payload FROM rates WHERE fingerprint = ?", (fingerprint,)).fetchone()
+            return None if row is None else json.loads(row[0])
+
+    def keep_rates(self, fingerprint: str, measured_at: float, payload: Any) -> None:
+        """Keep the rates of a machine in place of older ones. `payload` is JSON-ready."""
+        with self._transaction():
+            row = (fingerprint, measured_at, _json(payload))
+            self._db.execute("INSERT OR REPLACE INTO rates (fingerprint, measured_at, payload) VALUES (?, ?, ?)", row)
 
     # --- export and import ---
 

@@ -19,19 +19,25 @@ from . import measure as measuring
 from ._codec import decode, encode
 from .cost import Prices
 from .engines.base import EngineInfo
-from .errors import InputError, StoreError
+from .errors import InputError, StoreError, UnknownNameError
 from .machine import Machine, preferred_cpus
 from .measurement import Converted, Measurement, Request, Sample, Status, Trial
 from .models import Checkpoint
 from .plan import Plan, Space
 from .result import PlanResult, results
-from .search import Search
+from .search import Proposal, Search
 from .search.exhaustive import Exhaustive
+from .search.limits import Limits
 from .selection import SLA, Objective, Selection, choose
 from .store import EXPORT_FORMAT, EXPORT_VERSION, Store
 from .workload import Workload
 
 SCHEMA = 1
+STRATEGIES: Mapping[str, str] = {
+    "exhaustive": "measures every plan, and those that could still be chosen again",
+    "racing": "rules most plans out by prediction or after a look, and confirms the best in six fresh processes",
+    "random": "as exhaustive, in an order drawn by the study's id: for a budget that ends before the space does",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,9 @@ class Settings:
         retakes: disturbed samples taken again in one process, at most.
         trust_remote_code: run a model's own Python code; off unless asked for.
         watch_outside: mark samples disturbed by other processes; without, every sample counts.
+        strategy: how the space is searched, one of `STRATEGIES`.
+        budget_s: seconds of measuring, at most; None: as long as the strategy takes.
+        max_trials: processes, at most; None: as many as the strategy takes.
     """
 
     rounds: int = 2
@@ -59,22 +68,34 @@ class Settings:
     load_timeout_s: float = 600.0
     trust_remote_code: bool = False
     watch_outside: bool = True
+    strategy: str = "exhaustive"
+    budget_s: float | None = None
+    max_trials: int | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise InputError(f"rounds must be at least 1, not {self.rounds}")
         if self.retakes < 0:
             raise InputError(f"retakes must be 0 or more, not {self.retakes}")
+        if self.strategy not in STRATEGIES:
+            raise UnknownNameError("strategy", self.strategy, STRATEGIES)
+        _ = self.limits
         for name in ("request_timeout_s", "load_timeout_s"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name.removesuffix('_s')} must be more than 0 seconds, not {getattr(self, name)}")
+
+    @property
+    def limits(self) -> Limits:
+        """When the search stops, whatever is known by then."""
+        return Limits(self.budget_s, self.max_trials)
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
     """One search: what was asked, where, and everything that was measured.
 
-    `rejected` are the plans that no engine can run, with the reason; they are rows too.
+    `rejected` are the plans that no engine can run, with the reason; they are rows too. `left_out` are those
+    that the search was done with before they could be chosen.
     """
 
     id: str
@@ -89,6 +110,7 @@ class Study:
     prices: Prices = field(default_factory=Prices)
     libraries: Mapping[str, str] = field(default_factory=dict)
     rejected: tuple[tuple[Plan, str], ...] = ()
+    left_out: tuple[tuple[Plan, str], ...] = ()
     measurements: tuple[Measurement, ...] = ()
     finished: bool = False
 
@@ -101,7 +123,7 @@ class Study:
     @property
     def results(self) -> tuple[PlanResult, ...]:
         """A result for each plan of `plans`; empty ones while they wait."""
-        return results(self.plans, self.measurements)
+        return results(self.plans, self.measurements, dict(self.left_out))
 
     def checkpoint(self, model: str) -> Checkpoint | None:
         """The checkpoint that `model` was resolved to."""
@@ -299,14 +321,15 @@ def run(
         cores,
         rounds=study.settings.rounds,
         all_rounds=study.settings.all_rounds,
+        limits=study.settings.limits,
         done=study.measurements,
     )
     while (proposal := search.ask()) is not None:
         plan, round_ = proposal.plan, proposal.round
         notify(PlanStarted(plan, round_, max(search.remaining - 1, 0)))
-        measurement = _take_one(study, store, ready, infos[plan.engine], plan, round_, watch, take, notify)
+        measurement = _take_one(study, store, ready, infos[plan.engine], proposal, watch, take, notify)
         search.tell(measurement)
-        study = replace(study, measurements=(*study.measurements, measurement))
+        study = replace(study, measurements=(*study.measurements, measurement), left_out=tuple(search.left_out.items()))
         notify(PlanDone(measurement, study))
     study = replace(study, finished=True)
     save_header(store, study)
@@ -318,14 +341,13 @@ def _take_one(
     store: Store,
     ready: Ready,
     info: EngineInfo,
-    plan: Plan,
-    round_: int,
+    proposal: Proposal,
     watch: measuring.Watch,
     take: Take,
     notify: Notify,
 ) -> Measurement:
     """One process of one plan, its samples committed as they come."""
-    started_at = time.time()
+    plan, round_, started_at = proposal.plan, proposal.round, time.time()
     row = store.begin_trial(study.id, plan, round_, started_at)
     artifact = ready.artifact(plan)
     if isinstance(artifact, tuple):
@@ -337,24 +359,26 @@ def _take_one(
             store.add_sample(row, sample)
             notify(SampleTaken(plan, round_, sample))
 
-        measurement = take(_trial(study, ready, plan, round_, artifact), info, watch, keep)
-    measurement = replace(measurement, converted=ready.converted(plan))
+        measurement = take(_trial(study, ready, proposal, artifact), info, watch, keep)
+    measurement = replace(measurement, converted=ready.converted(plan), look=proposal.look)
     store.finish_trial(row, measurement)
     return measurement
 
 
-def _trial(study: Study, ready: Ready, plan: Plan, round_: int, artifact: Path) -> Trial:
-    requests = ready.requests(plan.model)
-    if round_ % 2 == 0:
+def _trial(study: Study, ready: Ready, proposal: Proposal, artifact: Path) -> Trial:
+    plan, settings, requests = proposal.plan, study.settings, ready.requests(proposal.plan.model)
+    cut = cut_after_s(study.sla) if settings.early_stop else None
+    if proposal.prompts is not None:
+        requests = tuple(requests[place] for place in proposal.prompts)
+    elif proposal.round % 2 == 0:
         requests = requests[::-1]  # so that no prompt always follows the same one
-    settings = study.settings
     return Trial(
         plan=plan,
         artifact=artifact,
-        round=round_,
+        round=proposal.round,
         requests=requests,
         warmup=ready.warmup(plan.model),
-        cut_after_s=cut_after_s(study.sla) if settings.early_stop else None,
+        cut_after_s=min((s for s in (cut, proposal.cut_after_s) if s is not None), default=None),
         request_timeout_s=settings.request_timeout_s,
         load_timeout_s=settings.load_timeout_s,
         cpus=pin(plan.threads, preferred_cpus()),

@@ -80,6 +80,9 @@ _KEYS: Mapping[str, Mapping[str, tuple[Check, str]]] = {
         "prices": (_table, "a table"),
     },
     "run": {
+        "strategy": (_text, "a text"),
+        "budget": (_text, "a text, such as 5m"),
+        "max_trials": (_whole, "a whole number"),
         "rounds": (_whole, "a whole number"),
         "all_rounds": (_flag, "true or false"),
         "early_stop": (_flag, "true or false"),
@@ -191,6 +194,9 @@ def study_text(study: Study) -> str:
             "prices": asdict(study.prices),
         },
         "run": {
+            "strategy": settings.strategy,
+            **({} if settings.budget_s is None else {"budget": f"{settings.budget_s:.15g}s"}),
+            **({} if settings.max_trials is None else {"max_trials": settings.max_trials}),
             "rounds": settings.rounds,
             "all_rounds": settings.all_rounds,
             "early_stop": settings.early_stop,

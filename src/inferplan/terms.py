@@ -7,13 +7,14 @@ to `study`; the command line and the web app both come through here.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from . import machine, prepare
 from .cost import Prices, read_prices
@@ -30,6 +31,8 @@ Arguments = argparse.Namespace
 Tell = Callable[[str], None]
 
 _STDIN = "-"
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|)")
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 ROUNDS = 2
 """Processes a plan, when it is not said how many."""
 
@@ -84,8 +87,18 @@ def resumed(store: Store, arguments: Arguments) -> tuple[Study, dict[str, Engine
         sla=new_sla(arguments) or study.sla,
         objective=objective_of(arguments, study.objective),
         prices=prices_of(arguments, study.prices),
-        settings=replace(study.settings, rounds=rounds, all_rounds=every),
+        settings=replace(study.settings, rounds=rounds, all_rounds=every, **_limits(arguments)),
     ), infos
+
+
+def _limits(arguments: Arguments) -> dict[str, Any]:
+    """The limits that were given, by their names in `Settings`."""
+    found: dict[str, Any] = {}
+    if arguments.budget is not None:
+        found["budget_s"] = seconds_of(arguments.budget)
+    if arguments.max_trials is not None:
+        found["max_trials"] = arguments.max_trials
+    return found
 
 
 def new_sla(arguments: Arguments) -> SLA | None:
@@ -199,7 +212,21 @@ def settings_of(arguments: Arguments) -> Settings:
         load_timeout_s=arguments.load_timeout,
         trust_remote_code=arguments.trust_remote_code,
         watch_outside=not arguments.no_watch,
+        strategy=arguments.strategy,
+        **_limits(arguments),
     )
+
+
+def seconds_of(text: str) -> float:
+    """`90s`, `5m`, `1.5h`, or a plain number of seconds.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise InputError(f"{text!r} is not a length of time, such as 90s, 5m or 1.5h")
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 def objective_of(arguments: Arguments, default: Objective) -> Objective:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .cost import Prices, usd_per_mtok
-from .result import Observed, PlanResult
+from .result import PlanResult
+from .sequential import SequentialVerdict, observed, processes_needed, required_share, sequential_verdict, shares
 from .sla import SLA, Constraint, Kind, Metric, format_quantity
 from .stats import MIN_PROCESSES, Estimate, process_estimate, quantile_estimate, samples_to_settle
 
@@ -39,6 +40,8 @@ class Judgement:
             settle it; None where unknown or out of reach, 0 when it is settled.
         reachable: the tightest limit that this evidence would meet, in base
             units; None where it would meet none.
+        in_general: what the processes seen say of those to come (see `sequential`),
+            of a quantile over requests; None for what is seen once a process.
     """
 
     constraint: Constraint
@@ -49,6 +52,7 @@ class Judgement:
     why: str
     needed: int | None = 0
     reachable: float | None = None
+    in_general: SequentialVerdict | None = None
 
 
 def judge(result: PlanResult, constraint: Constraint, prices: Prices, cores: float) -> Judgement:
@@ -57,7 +61,8 @@ def judge(result: PlanResult, constraint: Constraint, prices: Prices, cores: flo
     A quantile over requests meets its limit when its one-sided 95% bound is
     within it and every process agrees, and misses it when the other bound is
     beyond; a plan of which every request was cut short beyond the limit misses
-    it too. What is seen once a process (memory, load, cost) meets when every
+    it too. That is about the processes seen; `in_general` is about those to
+    come. What is seen once a process (memory, load, cost) meets when every
     process seen is within, and misses when every one is beyond. All else is
     undecided, missing evidence above all.
     """
@@ -113,22 +118,9 @@ def what_settles(judgement: Judgement) -> str:
     return f"{judgement.why}; {more} would settle it"
 
 
-def _observed(result: PlanResult, metric: Metric) -> Observed:
-    """Observations, and what is known of those cut short."""
-    if metric.quantity == "latency":
-        return result.latencies()
-    if metric.quantity == "ttft":
-        return result.ttfts()
-    if metric.quantity == "tpot":
-        return result.tpots()
-    return tuple(s.tokens_per_s for s in result.samples), (
-        0.0,
-    ) * result.cut_count  # a rate cut short: anything above 0
-
-
 def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Judgement:
     metric, limit, sign = constraint.metric, constraint.limit, 1 if constraint.op == "<=" else -1
-    values, cut = _observed(result, metric)
+    values, cut = observed(result, metric)
     estimate = quantile_estimate(values, q, at_least=cut)
     # The bound that must be within the limit, and the one that shows a miss.
     safe, sure = (estimate.upper, estimate.lower) if sign > 0 else (estimate.lower, estimate.upper)
@@ -143,16 +135,29 @@ def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Jud
     needed: int | None = 0
     if verdict == "undecided":
         needed = _more_requests(estimate, values, cut, constraint, q, bool(against))
+    share = required_share(constraint)
+    general = sequential_verdict(*shares(result, constraint), share)
+    rests_on = _rests_on(result, metric, estimate, safe if verdict != "misses" else sure)
     return Judgement(
         constraint,
         verdict,
         estimate,
         _margin(estimate, limit, sign, cut),
-        _rests_on(result, metric, estimate, safe if verdict != "misses" else sure),
+        f"{rests_on}; {_to_come(general, share)}" if verdict == "meets" else rests_on,
         _why_requests(constraint, verdict, estimate, safe, against, all_cut),
         needed,
         _reachable(result, metric, safe, q, sign),
+        general,
     )
+
+
+def _to_come(general: SequentialVerdict, share: float) -> str:
+    """What a verdict about the processes seen leaves open."""
+    if general.verdict == "meets":
+        return f"shown of processes to come as well, at {general.confidence:.0%}, by {general.processes}"
+    least = processes_needed(share, general.confidence)
+    more = "" if general.needed is None else f", {general.needed} more at the least"
+    return f"not shown of processes to come, which takes {least} or more{more}"
 
 
 def _own(result: PlanResult, metric: Metric, q: float, sign: int) -> list[tuple[int, float | None]]:
@@ -164,7 +169,7 @@ def _own(result: PlanResult, metric: Metric, q: float, sign: int) -> list[tuple[
     """
     found: list[tuple[int, float | None]] = []
     for one in result.by_process:
-        values, cut = _observed(one, metric)
+        values, cut = observed(one, metric)
         if values or cut:
             own = quantile_estimate(values, q, at_least=cut)
             small = len(values) + len(cut) < 0.5 / min(q, 1 - q) - 1e-9

@@ -58,7 +58,8 @@ class Row:
     """One plan. Times in seconds, memory in bytes; None, or an empty Estimate, where there is no figure.
 
     Attributes:
-        status: how its last process ended; `waiting` before the first, `unsupported` when rejected.
+        status: how its last process ended; `waiting` before the first, `unsupported` when rejected, `ruled out`
+            where the search was done with it before it was measured for its own sake.
         reason: why the status is not `ok`.
         verdict: `meets`, `misses` or `undecided`; empty for a plan that was not judged.
         why: why it was chosen, or why it lost.
@@ -137,10 +138,11 @@ def _rejected(study: Study, plan: Plan, why: str) -> Row:
 
 def _row(study: Study, ranked: Ranked, chosen: bool) -> Row:
     result = ranked.result
+    ruled_out = bool(result.left_out) and (result.looked_at or not result.measurements)
     bare = Row(
         plan=result.plan,
-        status=result.status,
-        reason=result.reason,
+        status="ruled out" if ruled_out else result.status,
+        reason=result.left_out if ruled_out else result.reason,
         chosen=chosen,
         why=ranked.reason,
         processes=result.processes,
@@ -159,7 +161,7 @@ def _row(study: Study, ranked: Ranked, chosen: bool) -> Row:
 def _with_figures(row: Row, ranked: Ranked, result: PlanResult) -> Row:
     return replace(
         row,
-        verdict=ranked.verdict,
+        verdict="" if row.status == "ruled out" else ranked.verdict,
         on_pareto=ranked.on_pareto,
         p50=result.latency(0.5),
         p95=result.latency(0.95),

@@ -5,6 +5,7 @@ Owns the protocol. Leaves the way of searching to its implementations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,10 +15,22 @@ from ..plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A plan to run next, in a fresh process, as its `round`-th (1 is the first)."""
+    """A plan to run next, in a fresh process.
+
+    Attributes:
+        round: which process of the plan it is, 1 for the first.
+        prompts: places in the workload of the requests to send, in that order; None: all of them, in the
+            study's own order.
+        cut_after_s: a request that runs longer has shown that its plan cannot win, and is ended; None: the
+            study's own rule.
+        look: see `Measurement.look`.
+    """
 
     plan: Plan
     round: int
+    prompts: tuple[int, ...] | None = None
+    cut_after_s: float | None = None
+    look: bool = False
 
 
 class Search(Protocol):
@@ -32,3 +45,7 @@ class Search(Protocol):
     @property
     def remaining(self) -> int:
         """About how many proposals are still to come, as far as can be told now."""
+
+    @property
+    def left_out(self) -> Mapping[Plan, str]:
+        """Plans that it is done with and that cannot be chosen, with the reason; those that merely wait are not."""

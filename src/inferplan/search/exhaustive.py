@@ -6,7 +6,7 @@ Owns the order of rounds and plans. Leaves who is still a contender to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 
 from ..cost import Prices
@@ -16,6 +16,7 @@ from ..plan import Plan
 from ..result import results
 from ..selection import SLA, Objective, contenders
 from . import Proposal
+from .limits import NO_LIMITS, Limits
 
 
 class Exhaustive:
@@ -30,6 +31,7 @@ class Exhaustive:
         plans: those that can run here, without doubles.
         rounds: processes that a contender gets, at least 1.
         all_rounds: whether plans that can no longer be chosen get them too.
+        limits: when to stop before that.
         done: measurements of an earlier session. A plan whose round was
             interrupted is proposed again for that round.
 
@@ -47,18 +49,21 @@ class Exhaustive:
         *,
         rounds: int = 2,
         all_rounds: bool = False,
+        limits: Limits = NO_LIMITS,
         done: Sequence[Measurement] = (),
     ) -> None:
         if rounds < 1:
             raise InputError(f"rounds must be at least 1, not {rounds}")
-        self._plans = _interleaved(plans)
+        self._plans = interleaved(plans)
         self._sla, self._objective, self._prices, self._cores = sla, objective, prices, cores
-        self._rounds, self._all_rounds = rounds, all_rounds
+        self._rounds, self._all_rounds, self._limits = rounds, all_rounds, limits
         self._told: list[Measurement] = list(done)
         self._orders: dict[int, tuple[Plan, ...]] = {}
 
     def ask(self) -> Proposal | None:
-        """What to measure next; None when every round is done."""
+        """What to measure next; None when every round is done, or a limit is reached."""
+        if not self._limits.allow(self._told):
+            return None
         for number in range(1, self._rounds + 1):
             left = self._left(number)
             if left:
@@ -78,6 +83,11 @@ class Exhaustive:
                 return len(left) + (self._rounds - number) * len(self._eligible(self._told))
         return 0
 
+    @property
+    def left_out(self) -> Mapping[Plan, str]:
+        """None: every plan is measured."""
+        return {}
+
     def _left(self, number: int) -> tuple[Plan, ...]:
         """The plans that round `number` still owes; it begins when the rounds before it owe none."""
         settled = {(m.plan, m.round) for m in self._told if m.status != "interrupted"}
@@ -94,7 +104,7 @@ class Exhaustive:
         return contenders(found, self._sla, self._objective, self._prices, self._cores)
 
 
-def _interleaved(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+def interleaved(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     """One plan of each model in turn, each model's in its own order."""
     by_model: dict[str, list[Plan]] = {}
     for plan in dict.fromkeys(plans):

@@ -152,6 +152,8 @@ def _of_plan(result: PlanResult, now: TrialRow | None, running: bool) -> tuple[s
         disturbed = f"{result.disturbed_count} disturbed samples left out" if result.disturbed_count else ""
         return f"measured, {result.processes} process{'es' * (result.processes != 1)}", disturbed
     if result.status == "waiting":
+        if result.left_out:
+            return "ruled out", result.left_out
         return ("waiting", "") if running else ("skipped", "the study ended before it")
     if result.status == "interrupted":
         return ("waiting", "interrupted before; will be taken again") if running else ("interrupted", result.reason)

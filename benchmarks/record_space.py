@@ -1,0 +1,179 @@
+"""Records a whole space of plans, several processes each, for the simulator: `benchmarks/data/space.json.gz`.
+
+Every plan runs in fresh processes, one a round, in an order drawn anew for each round, as an exhaustive study would
+run it. Each process is written to --keep as it ends: run again with the same file, it goes on where it was, so that
+hours of recording may be divided. A request that runs longer than --cut seconds is ended and kept as a lower bound.
+With --pack nothing is measured: what was kept is written compactly, with the machine, its rates, the dates and the
+versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from _common import Bench, header, make_ready, say
+
+from inferplan import machine, measure, prepare, rates, terms
+from inferplan._codec import decode, encode
+from inferplan._files import read_config
+from inferplan.measurement import Measurement, Sample
+from inferplan.plan import Plan, Space
+
+OUT = Path(__file__).resolve().parent / "data" / "space.json.gz"
+MODELS = ("distilgpt2", "gpt2", "smollm2-135m-instruct")
+ENGINES = ("transformers", "llamacpp", "openvino", "onnxruntime", "ctranslate2")
+_DIGITS = 5
+
+
+def space_of(arguments: argparse.Namespace) -> tuple[list[Plan], dict[str, str]]:
+    """The plans that an engine here can run, and the versions of what runs them."""
+    infos = prepare.describe_engines(arguments.engines)
+    asked = Space(
+        tuple(arguments.models),
+        tuple(arguments.engines),
+        tuple(arguments.precisions),
+        tuple(arguments.threads),
+        options=tuple(terms.option_of(text) for text in arguments.option),
+    )
+    space = terms.fitted(asked, infos)
+    return [plan for plan in space.plans if infos[plan.engine].reject(plan) is None], prepare.libraries(infos)
+
+
+def record(arguments: argparse.Namespace) -> None:
+    """Measure what the kept file does not hold yet."""
+    plans, _ = space_of(arguments)
+    bench = make_ready(arguments.models, plans, arguments.tokens, arguments.prompts)
+    print(header(bench.checkpoints, arguments.tokens))
+    done = {(m.plan, m.round) for m, _ in kept(arguments.keep)}
+    arguments.keep.parent.mkdir(parents=True, exist_ok=True)
+    watch = measure.Watch(cores=machine.detect().cores_granted, judge=True)
+    for round_ in range(1, arguments.rounds + 1):
+        order = [plan for plan in plans if (plan, round_) not in done]
+        random.Random(round_).shuffle(order)
+        for count, plan in enumerate(order, 1):
+            say(f"round {round_}, {count} of {len(order)}: {plan.id}")
+            with arguments.keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(encode(_one(bench, plan, round_, arguments.cut, watch))) + "\n")
+
+
+def _one(bench: Bench, plan: Plan, round_: int, cut_after_s: float, watch: measure.Watch) -> Measurement:
+    """One process of `plan`; a plan that cannot be had is a measurement with its reason."""
+    found = bench.ready.artifact(plan)
+    if isinstance(found, tuple):
+        return Measurement(plan, round_, found[0], found[1], started_at=time.time())
+    trial = replace(bench.trial(plan, round_), cut_after_s=cut_after_s)
+    measured = measure.measure(trial, bench.infos[plan.engine], watch)
+    return replace(measured, converted=bench.ready.converted(plan))
+
+
+def kept(path: Path) -> Iterable[tuple[Measurement, str]]:
+    """What was recorded so far; a line that was being written when it was cut off is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield decode(Measurement, json.loads(line)), line
+        except ValueError:
+            say("a line that was cut off is left out")
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    """Write what was kept as one compact file."""
+    plans, libraries = space_of(arguments)
+    bench = make_ready(arguments.models, [], arguments.tokens, arguments.prompts)
+    measured: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
+    for measurement, _ in kept(arguments.keep):
+        if measurement.plan in measured:
+            measured[measurement.plan].append(measurement)
+    starts = [m.started_at for found in measured.values() for m in found]
+    here = machine.detect()
+    data = {
+        "format": "inferplan recorded space",
+        "version": 1,
+        "machine": f"{here.cpu_model}, {here.cores_granted:g} cores, {here.memory_bytes / 2**30:.1f} GiB",
+        "cores": here.cores_granted,
+        "recorded": [time.strftime("%Y-%m-%d %H:%M", time.gmtime(t)) for t in (min(starts), max(starts))],
+        "libraries": libraries,
+        "max_tokens": arguments.tokens,
+        "rates": encode(rates.measure(here, tell=say)),
+        "models": {name: _model(bench, name) for name in arguments.models},
+        "plans": [_plan(plan, found) for plan, found in measured.items() if found],
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(data, separators=(",", ":"))
+    arguments.out.write_bytes(gzip.compress(text.encode(), mtime=0))
+    print(f"{arguments.out}: {len(data['plans'])} plans, {arguments.out.stat().st_size / 1024:.0f} KiB")  # type: ignore[arg-type]
+
+
+def _model(bench: Bench, name: str) -> Mapping[str, Any]:
+    checkpoint = bench.checkpoints[name]
+    return {
+        "weights": checkpoint.weights,
+        "config": read_config(checkpoint.path),
+        "prompt_tokens": [len(request.prompt_ids) for request in bench.ready.requests(name)],
+    }
+
+
+def _plan(plan: Plan, measured: Sequence[Measurement]) -> Mapping[str, Any]:
+    made = next((m.converted for m in measured if m.converted is not None), None)
+    return {
+        "id": plan.id,
+        "converted_s": None if made is None else _short(made.seconds),
+        "converted_bytes": None if made is None else made.bytes,
+        "processes": [_process(m) for m in measured],
+    }
+
+
+def _process(m: Measurement) -> Mapping[str, Any]:
+    if m.status != "ok" or m.memory is None:
+        return {"status": m.status, "reason": m.reason, "wall_s": _short(m.wall_s)}
+    return {
+        "status": m.status,
+        "wall_s": _short(m.wall_s),
+        "startup_s": _short(m.startup_s or 0.0),
+        "load_s": _short(m.load_s or 0.0),
+        "peaks": [m.memory.load_peak_bytes, m.memory.generate_peak_bytes],
+        "samples": [_sample(s) for s in m.samples],
+    }
+
+
+def _sample(s: Sample) -> list[float]:
+    """Prompt, seconds to the end and to the first token, whether disturbed, whether cut, tokens."""
+    return [s.index, _short(s.latency_s), _short(s.ttft_s), int(bool(s.disturbed)), int(s.cut), s.output_tokens]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES))
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8", "int4"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=V1,V2", help="as for `optimize`")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=4, help="how many of the shipped prompts")
+    parser.add_argument("--cut", type=float, default=15.0, help="seconds after which a request is ended")
+    parser.add_argument("--keep", type=Path, default=Path("build/space.jsonl"), help="a line a process")
+    parser.add_argument("--pack", action="store_true", help="write what was kept compactly to --out")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    if arguments.pack:
+        pack(arguments)
+    else:
+        record(arguments)
+
+
+if __name__ == "__main__":
+    main()

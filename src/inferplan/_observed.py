@@ -1,0 +1,106 @@
+"""Observation and Prediction: what a plan showed, and what it is believed to show. Values only.
+
+Owns how an observation is made of a plan's samples. Leaves predicting to `predict`, which hands these names on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from .measurement import Sample
+from .plan import Plan
+from .result import PlanResult
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A prediction: its median, and the interval that nine of ten truths should lie in."""
+
+    low: float
+    value: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one plan would take. Never a measurement.
+
+    Attributes:
+        latency_s, ttft_s, tpot_s: medians over requests.
+        peak_bytes: of the process.
+        startup_s: from starting the process until the model is loaded.
+        bottleneck: what takes most of a request, and its share.
+        basis: how much was measured that it rests on.
+    """
+
+    plan: Plan
+    latency_s: Range
+    ttft_s: Range
+    tpot_s: Range
+    peak_bytes: Range
+    startup_s: Range
+    bottleneck: str
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The medians of one plan over its clean samples and processes.
+
+    Attributes:
+        prompt_tokens, output_tokens: medians.
+        latency_s: None where every request was cut short.
+        tpot_s: None with fewer than two output tokens.
+        peak_bytes, startup_s: None where not known; `startup_s` includes loading.
+        ttft_by_prompt: (prompt tokens, median TTFT in seconds) of the shortest and the longest prompts.
+    """
+
+    plan: Plan
+    prompt_tokens: float
+    output_tokens: float
+    ttft_s: float
+    tpot_s: float | None
+    latency_s: float | None
+    peak_bytes: int | None
+    startup_s: float | None
+    ttft_by_prompt: tuple[tuple[float, float], ...] = ()
+
+
+def observations(results: Iterable[PlanResult]) -> tuple[Observation, ...]:
+    """What plans showed: one each; none for a plan without an undisturbed first token, or not on the CPU.
+
+    A request that was cut short tells the time to its first token and between those
+    that came; its latency is left out.
+    """
+    found = (_observation(result) for result in results if result.plan.device == "cpu")
+    return tuple(one for one in found if one is not None)
+
+
+def _observation(result: PlanResult) -> Observation | None:
+    ok = result.ok_measurements
+    samples = [s for m in ok for s in m.samples if not s.disturbed and s.token_times_s and s.prompt_tokens > 0]
+    if not samples:
+        return None
+    whole = [s for s in samples if not s.cut]
+    tpots = [s.tpot_s for s in samples if s.tpot_s]
+    started = [m.startup_s + m.load_s for m in ok if m.startup_s is not None and m.load_s is not None]
+    return Observation(
+        plan=result.plan,
+        prompt_tokens=median(s.prompt_tokens for s in samples),
+        output_tokens=median(s.output_tokens for s in whole or samples),
+        ttft_s=median(s.ttft_s for s in samples),
+        tpot_s=median(tpots) if tpots else None,
+        latency_s=median(s.latency_s for s in whole) if whole else None,
+        peak_bytes=result.peak_bytes,
+        startup_s=median(started) if started else None,
+        ttft_by_prompt=_extremes(samples),
+    )
+
+
+def _extremes(samples: Sequence[Sample]) -> tuple[tuple[float, float], ...]:
+    lengths = sorted({s.prompt_tokens for s in samples})
+    if len(lengths) < 2:
+        return ()
+    return tuple((n, median(s.ttft_s for s in samples if s.prompt_tokens == n)) for n in (lengths[0], lengths[-1]))

@@ -1,0 +1,400 @@
+"""Racing: most plans are ruled out before they are started, the rest after a look, and the finalists are confirmed.
+
+Owns the stages and who may still win at each. Leaves predicting to `predict` (handed in as a function), verdicts and
+figures to `selection`; reads no clock: the time that is spent is the time that the measurements say they took.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+
+from ..cost import Prices
+from ..measurement import Measurement
+from ..plan import Plan
+from ..predict import Prediction, Range
+from ..ranking import Objective, Ranked, judged, least, order, ratio_of, sure
+from ..result import results
+from ..sequential import processes_needed
+from ..sla import SLA, Kind
+from ..stats import MIN_PROCESSES, TIE_WITHIN
+from . import Proposal
+from ._chances import hopeless, out_of_reach, predicted, score
+from .exhaustive import interleaved
+from .limits import NO_LIMITS, Limits
+
+Predict = Callable[[Sequence[Measurement]], Mapping[Plan, Prediction]]
+"""What to expect of each plan after the measurements so far, for requests like those of a look."""
+
+# A request that has taken so many times what the best plan takes is ended: no plan so far off was seen to win later.
+CUT_AT = 1.5
+# Medians of fresh processes of one plan differ by a few percent, of two requests each by some ten: a quarter is that
+# with room to spare.
+HEAT_WITHIN = 1.25
+HEAT_MOST = 6
+FINAL_WITHIN = 1.10
+FINALISTS = 3
+_FINAL_ROUND = 3  # the first; round 1 is the look, round 2 the heat
+_DROP_AFTER = 3  # rounds of the final before a finalist may be shown to be the slower one
+_MEASURED: Mapping[str, tuple[str, Kind]] = {"latency": ("latency", "time"), "memory": ("peak memory", "memory")}
+_PATIENCE = 2.0  # times the processes that a verdict needs at the least; then it stays undecided
+
+
+class Racing:
+    """Looks in the order of the prediction, a heat of the best, and a final in fresh processes.
+
+    1. A look is one process of a plan with a few requests, each ended when it can no longer win. Plans are looked at
+       in the order in which they are expected to win, while the expectation, made anew after every look, leaves the
+       next one a chance at its optimistic end. Without a prediction every plan is looked at.
+    2. The heat sends every request to the plans that came within `HEAT_WITHIN` of the best.
+    3. The final runs those within `FINAL_WITHIN` of the best of the heat, interleaved, each in at least
+       `MIN_PROCESSES` fresh processes, with another order of prompts each round; what chose the finalists does not
+       count in it. One that is shown to be slower leaves. The leader goes on until its verdict is decided, up to
+       `_PATIENCE` times the processes that it needs. Where no finalist meets the SLA, the next best is tried.
+
+    The order follows from the arguments and from what it is told alone: a resumed search goes on as the interrupted
+    one would have.
+
+    Args:
+        plans: those that can run here, without doubles.
+        prompts: how many requests the workload has.
+        look_at: places of the requests of a look.
+        predict: None: nothing is expected of any plan.
+        memory_bytes: memory that a plan may have.
+        done: measurements of an earlier session.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        sla: SLA,
+        objective: Objective,
+        prices: Prices,
+        cores: float,
+        *,
+        prompts: int,
+        look_at: tuple[int, ...],
+        predict: Predict | None = None,
+        memory_bytes: float = math.inf,
+        limits: Limits = NO_LIMITS,
+        done: Sequence[Measurement] = (),
+    ) -> None:
+        self._plans = interleaved(plans)
+        self._sla, self._objective, self._prices, self._cores = sla, objective, prices, cores
+        self._prompts, self._look_at, self._predict = prompts, look_at, predict
+        self._memory_bytes, self._limits = memory_bytes, limits
+        self._told: list[Measurement] = list(done)
+        self._state: _State | None = None
+
+    def ask(self) -> Proposal | None:
+        """What to measure next; None when a plan is confirmed, no plan is left, or a limit is reached."""
+        state = self._now()
+        proposal = state.look() or state.heat() or state.final()
+        if proposal is None or not self._limits.allow(self._told):
+            return None
+        return proposal
+
+    def tell(self, measurement: Measurement) -> None:
+        """What came of a proposal; one that was interrupted will be proposed again."""
+        self._told.append(measurement)
+        self._state = None
+
+    @property
+    def remaining(self) -> int:
+        """About how many proposals are left: the looks that would follow now, a heat and a final of usual size."""
+        return self._now().remaining()
+
+    @property
+    def left_out(self) -> Mapping[Plan, str]:
+        """Plans that cannot be chosen any more, or that the prediction leaves no chance, with the reason."""
+        return self._now().left_out()
+
+    def _now(self) -> _State:
+        if self._state is None:
+            expected = self._predict(self._told) if self._predict is not None else {}
+            self._state = _State(self, [m for m in self._told if m.status != "interrupted"], expected)
+        return self._state
+
+
+class _State:
+    """What follows from the measurements so far."""
+
+    def __init__(self, race: Racing, told: Sequence[Measurement], expected: Mapping[Plan, Prediction]) -> None:
+        self._race, self._told, self._expected = race, told, expected
+        first = [m for m in told if m.look and m.round == 1]
+        second = [m for m in told if m.look and m.round > 1]
+        last = [m for m in told if not m.look]
+        self._seen = self._ranked(first)
+        self._heated = self._ranked(second)
+        self._finals = self._ranked(last)
+        self._alive = sorted(
+            (r for r in self._seen.values() if r.eligible and not hopeless(r, race._sla)), key=self._key
+        )
+        self._best = self._alive[0] if self._alive else None
+
+    def _ranked(self, told: Sequence[Measurement]) -> dict[Plan, Ranked]:
+        race = self._race
+        plans = dict.fromkeys(m.plan for m in told)
+        found = results(plans, told)
+        return {r.plan: judged(r, race._sla, race._prices, race._cores) for r in found}
+
+    def _key(self, r: Ranked) -> tuple[float, float, str]:
+        return (score(r, self._race._objective), least(r.peak_bytes), r.plan.id)
+
+    # Looks
+
+    def look(self) -> Proposal | None:
+        """The most promising plan that was not started and has a chance; None once the heat has begun."""
+        race = self._race
+        if self._heated or self._finals:
+            return None
+        waiting = [plan for plan in race._plans if plan not in self._seen and not self._no_chance(plan)]
+        if not waiting or not self._affordable():
+            return None
+        plan = min(waiting, key=lambda p: (self._hope(p), race._plans.index(p)))
+        return Proposal(plan, 1, race._look_at, self._cut_after_s(), look=True)
+
+    def _affordable(self) -> bool:
+        """Whether another look leaves time to confirm the best plan so far."""
+        if self._best is None:
+            return True
+        each = self._seconds(self._best.plan)
+        usual = median([m.wall_s for m in self._told])
+        return self._race._limits.allow(self._told, 1 + MIN_PROCESSES, usual + MIN_PROCESSES * each)
+
+    def _seconds(self, plan: Plan) -> float:
+        """About what a process of `plan` with every request takes, from its look."""
+        m = next(m for m in reversed(self._told) if m.plan == plan)
+        requests = sum(s.latency_s for s in m.samples)
+        return m.wall_s + requests * max(self._race._prompts / max(len(m.samples), 1) - 1, 0.0)
+
+    def _cut_after_s(self) -> float | None:
+        """When a request has shown that its plan can neither meet the SLA nor come near the best."""
+        race = self._race
+        limits = [c.limit for c in race._sla.constraints if c.metric.quantity == "latency" and (c.metric.q or 0) >= 0.5]
+        bounds = [max(limits)] if limits else []
+        if race._objective.metric == "latency" and self._best is not None:
+            bounds.append(CUT_AT * max(s.latency_s for m in self._best.result.measurements for s in m.samples))
+        return min(bounds, default=None)
+
+    def _hope(self, plan: Plan) -> float:
+        """What the objective is expected to be; without a prediction all are alike."""
+        expected = self._expected.get(plan)
+        return 0.0 if expected is None else self._foreseen(plan, expected).value
+
+    def _foreseen(self, plan: Plan, expected: Prediction) -> Range:
+        objective, race = self._race._objective.metric, self._race
+        if objective == "memory":
+            return expected.peak_bytes
+        if objective == "latency":
+            return expected.latency_s
+        vcpus = min(float(plan.threads), race._cores)
+        return Range(
+            *(
+                (vcpus * race._prices.usd_per_vcpu_hour + b / 2**30 * race._prices.usd_per_gb_hour) * s
+                for b, s in (
+                    (getattr(expected.peak_bytes, end), getattr(expected.latency_s, end))
+                    for end in ("low", "value", "high")
+                )
+            )
+        )
+
+    def _no_chance(self, plan: Plan) -> str:
+        """Why a plan that was not started is not worth it: what is expected of it at its best; empty if it is."""
+        expected = self._expected.get(plan)
+        if expected is None:
+            return ""
+        race = self._race
+        if expected.peak_bytes.low > race._memory_bytes:
+            return predicted("peak memory", expected.peak_bytes, "memory", race._memory_bytes, "are granted here")
+        for constraint in race._sla.constraints:
+            if why := out_of_reach(constraint, expected):
+                return why
+        if self._best is None:
+            return ""
+        ahead = self._expected.get(self._best.plan)
+        mine, measured = self._foreseen(plan, expected), score(self._best, race._objective)
+        if race._objective.metric == "cost":  # in other units than what is measured: compared as expected
+            measured = self._foreseen(self._best.plan, ahead).value if ahead is not None else math.inf
+        if mine.low < measured:
+            return ""
+        if race._objective.metric == "cost":
+            return (
+                f"not started: predicted to cost {mine.low / measured:.2f}x what {self._best.plan} does, at the least"
+            )
+        name, kind = _MEASURED[race._objective.metric]
+        return predicted(name, mine, kind, measured, f"{self._best.plan} was seen to take")
+
+    # The heat
+
+    def heat(self) -> Proposal | None:
+        """The next of the plans that came near the best; none where there is only one."""
+        entered = self._entered()
+        if len(entered) < 2 or self._finals:
+            return None
+        for r in entered:
+            if r.plan not in self._heated and self._race._limits.allow(
+                self._told, 1 + MIN_PROCESSES, (1 + MIN_PROCESSES) * self._seconds(entered[0].plan)
+            ):
+                return Proposal(r.plan, 2, None, None, look=True)
+        return None
+
+    def _entered(self) -> list[Ranked]:
+        if self._best is None:
+            return []
+        lowest = score(self._best, self._race._objective)
+        near = [r for r in self._alive if score(r, self._race._objective) <= HEAT_WITHIN * lowest]
+        return near[:HEAT_MOST]
+
+    def _by_merit(self) -> list[Ranked]:
+        """All that may still be tried in a final, the best first: by the heat, then by the looks."""
+        fit = [
+            self._heated[r.plan]
+            for r in self._entered()
+            if r.plan in self._heated
+            and self._heated[r.plan].eligible
+            and not hopeless(self._heated[r.plan], self._race._sla)
+        ]
+        tried = {r.plan for r in self._heated.values()}
+        return sorted(fit, key=self._key) + [r for r in self._alive if r.plan not in tried]
+
+    # The final
+
+    def final(self) -> Proposal | None:
+        """The next process of a finalist; None when one is confirmed, or none is left."""
+        for batch in self._batches():
+            waiting = [r.plan for r in batch if not self._settled(r.plan, batch)]
+            if waiting:
+                return self._next_of(waiting)
+            if any(self._confirmed(r.plan) or self._unclear(r.plan) for r in batch):
+                return None
+        return None
+
+    def _batches(self) -> Iterable[list[Ranked]]:
+        """The finalists, then every other that may be tried, one at a time."""
+        merit = self._by_merit()
+        if not merit:
+            return
+        lowest = score(merit[0], self._race._objective)
+        first = [
+            r
+            for r in merit[:FINALISTS]
+            if score(r, self._race._objective) <= FINAL_WITHIN * lowest
+            and (r.plan in self._heated) == bool(self._heated)
+        ]
+        yield first
+        yield from ([r] for r in merit if r not in first)
+
+    def _settled(self, plan: Plan, batch: Sequence[Ranked]) -> bool:
+        """Whether the final has no more to ask about `plan`."""
+        found = self._finals.get(plan)
+        if found is None:
+            return False
+        if not found.eligible or found.verdict == "misses":
+            return True
+        done, needed = found.result.processes, self._processes_for(plan, batch)
+        if done >= needed and (self._confirmed(plan) or not self._leads(plan, batch)):
+            return True
+        if done >= _DROP_AFTER and self._slower(found, batch):
+            return True
+        return done >= _PATIENCE * needed
+
+    def _processes_for(self, plan: Plan, batch: Sequence[Ranked]) -> int:
+        """Fresh processes that a verdict on `plan` takes at the least: the leader's tail needs more than six."""
+        if not self._leads(plan, batch):
+            return MIN_PROCESSES
+        quantiles = [max(c.metric.q, 1 - c.metric.q) for c in self._race._sla.constraints if c.metric.q is not None]
+        return max([MIN_PROCESSES, *(processes_needed(q) for q in quantiles)])
+
+    def _leads(self, plan: Plan, batch: Sequence[Ranked]) -> bool:
+        known = [self._finals[r.plan] for r in batch if r.plan in self._finals]
+        able = [r for r in known if r.eligible and r.verdict != "misses"]
+        return bool(able) and min(able, key=lambda r: order(r, self._race._objective)).plan == plan
+
+    def _slower(self, found: Ranked, batch: Sequence[Ranked]) -> bool:
+        if self._race._objective.metric != "latency":
+            return False
+        others = [self._finals[r.plan] for r in batch if r.plan in self._finals and r.plan != found.plan]
+        return any(
+            (ratio := ratio_of(found, other)).low is not None and ratio.low > 1 + TIE_WITHIN
+            for other in others
+            if other.eligible and other.verdict == "meets"
+        )
+
+    def _confirmed(self, plan: Plan) -> bool:
+        found = self._finals.get(plan)
+        return found is not None and found.eligible and found.verdict == "meets" and sure(found)
+
+    def _unclear(self, plan: Plan) -> bool:
+        """Whether its final stays open for want of undisturbed requests: no other plan would fare better here."""
+        found = self._finals.get(plan)
+        if found is None or not found.eligible or found.verdict == "misses":
+            return False
+        clean = sum(bool(one.samples or one.cut_count) for one in found.result.by_process)
+        return clean < MIN_PROCESSES
+
+    def _next_of(self, waiting: Sequence[Plan]) -> Proposal:
+        """The plan that is a round behind; the order of plans turns every round, that of prompts is the round's own."""
+        rounds = {plan: self._rounds(plan) for plan in waiting}
+        number = min(rounds.values())
+        behind = [plan for plan in waiting if rounds[plan] == number]
+        turn = number % len(waiting)
+        turned = [*waiting[turn:], *waiting[:turn]]
+        plan = next(plan for plan in turned if plan in behind)
+        places = list(range(self._race._prompts))
+        random.Random(number).shuffle(places)  # the same for every plan of a round: they are paired
+        return Proposal(plan, _FINAL_ROUND + number, tuple(places))
+
+    def _rounds(self, plan: Plan) -> int:
+        return sum(m.plan == plan and not m.look for m in self._told)
+
+    # What is told about it
+
+    def remaining(self) -> int:
+        looks = 0
+        if not self._heated and not self._finals:
+            looks = sum(p not in self._seen and not self._no_chance(p) for p in self._race._plans)
+        entered = self._entered()
+        heats = 0 if self._finals or len(entered) < 2 else sum(r.plan not in self._heated for r in entered)
+        for batch in self._batches():
+            left = sum(
+                max(self._processes_for(r.plan, batch) - self._rounds(r.plan), 1)
+                for r in batch
+                if not self._settled(r.plan, batch)
+            )
+            if left or any(self._confirmed(r.plan) or self._unclear(r.plan) for r in batch):
+                return looks + heats + int(left)
+        return looks + heats + (MIN_PROCESSES if looks else 0)
+
+    def left_out(self) -> dict[Plan, str]:
+        race, out = self._race, dict[Plan, str]()
+        for plan in race._plans:
+            if plan not in self._seen:
+                if why := self._no_chance(plan):
+                    out[plan] = why
+            elif plan not in self._finals and self._seen[plan].eligible and (why := self._beaten(plan)):
+                out[plan] = why
+        return out
+
+    def _beaten(self, plan: Plan) -> str:
+        """Why a plan that was looked at is out; empty while it may still be tried."""
+        seen = self._seen[plan]
+        if why := hopeless(seen, self._race._sla):
+            return f"ruled out by a look: {why}"
+        if self._best is None or not self._finals:
+            return ""
+        heat = self._heated.get(plan)
+        r, best = (seen, self._best)
+        if heat is not None and self._heated:
+            r, best = heat, min((h for h in self._heated.values() if h.eligible), key=self._key)
+        mine, lowest = score(r, self._race._objective), score(best, self._race._objective)
+        if r.plan == best.plan or not 0 < lowest < math.inf:
+            return ""
+        requests = sum(len(m.samples) for m in r.result.measurements)
+        least_ = "at least " if r.result.cut_count else ""
+        return (
+            f"ruled out by a look at {requests} requests: {least_}{mine / lowest:.2f}x the "
+            f"{self._race._objective.metric} of {best.plan}"
+        )

@@ -1,0 +1,144 @@
+"""Strategies: the search that a study asks for, with what it needs to know beforehand.
+
+Owns the way from a study to its search, and the prediction that orders it. Leaves searching to `search`, the model of
+the machine to `predict`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from ._files import read_config
+from .errors import ModelError
+from .fits import granted_bytes
+from .measurement import Measurement
+from .models import Checkpoint
+from .plan import Plan
+from .predict import Prediction, Predictor, observations
+from .rates import Rates, Tell, kept
+from .result import results
+from .search import Search
+from .search.exhaustive import Exhaustive
+from .search.racing import Predict, Racing
+from .sequential import processes_needed, required_share
+from .shapes import Shape, shape_of
+from .stats import CONFIDENCE, MIN_PROCESSES
+from .store import Store
+from .study import Ready, Study
+
+LOOKED_AT = 2
+"""Requests of a look: one may be odd, and each further one costs as much as the first."""
+
+
+def search_for(study: Study, ready: Ready, predict: Predict | None = None) -> Search:
+    """The search that `study.settings.strategy` names, going on where the study's measurements end.
+
+    Args:
+        predict: what a race expects of its plans; see `expected`.
+    """
+    settings, plans = study.settings, study.plans
+    if settings.strategy == "racing":
+        return Racing(
+            plans,
+            study.sla,
+            study.objective,
+            study.prices,
+            study.machine.cores_granted,
+            prompts=len(study.workload.prompts),
+            look_at=looked_at(_lengths(study, ready)[study.space.models[0]]),
+            predict=predict,
+            memory_bytes=granted_bytes(),
+            limits=settings.limits,
+            done=study.measurements,
+        )
+    if settings.strategy == "random":
+        plans = tuple(random.Random(study.id).sample(plans, len(plans)))
+    return Exhaustive(
+        plans,
+        study.sla,
+        study.objective,
+        study.prices,
+        study.machine.cores_granted,
+        rounds=settings.rounds,
+        all_rounds=settings.all_rounds,
+        limits=settings.limits,
+        done=study.measurements,
+    )
+
+
+def announced(study: Study) -> str:
+    """What a race will take, in a sentence, before anything runs; empty for other strategies."""
+    if study.settings.strategy != "racing":
+        return ""
+    quantiles = [c for c in study.sla.constraints if c.metric.q is not None]
+    needed = {c: max(processes_needed(required_share(c)), MIN_PROCESSES) for c in quantiles}
+    most = max(needed, key=needed.__getitem__, default=None)
+    count = MIN_PROCESSES if most is None else needed[most]
+    for_what = "" if most is None else f" to show {most} at {CONFIDENCE:.0%}"
+    return f"racing over {len(study.plans)} plans; the winner will be confirmed in at least {count} processes{for_what}"
+
+
+def expected(study: Study, ready: Ready, store: Store, tell: Tell) -> Predict | None:
+    """What a race expects of the study's plans: from the rates of this machine, measured now where they are not kept.
+
+    None where the sizes of no model are known.
+    """
+    shapes = {checkpoint.name: shape for checkpoint in study.checkpoints if (shape := _shape(checkpoint)) is not None}
+    if not shapes:
+        return None
+    lengths = _lengths(study, ready)
+    rates = kept(store, study.machine, tell=tell)
+    tokens = round(fmean(study.workload.output_tokens(i) for i in range(len(study.workload.prompts))))
+    places = looked_at(lengths[study.space.models[0]])
+    return expectations(study.plans, shapes, rates, lengths, places, tokens)
+
+
+def _shape(checkpoint: Checkpoint) -> Shape | None:
+    try:
+        return shape_of(read_config(checkpoint.path))
+    except ModelError:
+        return None  # nothing is expected of its plans then: they are looked at
+
+
+def _lengths(study: Study, ready: Ready) -> dict[str, list[int]]:
+    return {model: [len(request.prompt_ids) for request in ready.requests(model)] for model in study.space.models}
+
+
+def looked_at(prompt_tokens: Sequence[int]) -> tuple[int, ...]:
+    """The requests that a look sends: those whose prompts are the nearest to the middle length."""
+    by_length = sorted(range(len(prompt_tokens)), key=lambda place: (prompt_tokens[place], place))
+    middle = max((len(by_length) - LOOKED_AT) // 2, 0)
+    return tuple(sorted(by_length[middle : middle + LOOKED_AT]))
+
+
+def expectations(
+    plans: Sequence[Plan],
+    shapes: Mapping[str, Shape],
+    rates: Rates,
+    prompt_tokens: Mapping[str, Sequence[int]],
+    places: Sequence[int],
+    output_tokens: int,
+) -> Predict:
+    """What to expect of each of `plans` after some measurements, for requests like those of a look.
+
+    Plans of a model without a shape, and those on another device than the CPU, are expected nothing of.
+
+    Args:
+        prompt_tokens: by model, the length of each prompt.
+        places: of the requests that a look sends.
+    """
+    known = [plan for plan in plans if plan.model in shapes and plan.device == "cpu"]
+    lengths = {model: fmean(of[place] for place in places) for model, of in prompt_tokens.items()}
+
+    def foreseen(told: Sequence[Measurement]) -> Mapping[Plan, Prediction]:
+        seen = observations(results(dict.fromkeys(m.plan for m in told), told))
+        predictor = Predictor.fit(seen, rates, shapes)
+        found: dict[Plan, Prediction] = {}
+        for model, length in lengths.items():
+            of = [plan for plan in known if plan.model == model]
+            found.update(zip(of, predictor.predict_all(of, length, output_tokens), strict=True))
+        return found
+
+    return foreseen

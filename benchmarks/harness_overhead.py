@@ -20,7 +20,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -54,6 +54,10 @@ class Once:
     @property
     def remaining(self) -> int:
         return int(self._next is not None)
+
+    @property
+    def left_out(self) -> Mapping[Plan, str]:
+        return {}
 
 
 def one_plan(bench: Bench, plan: Plan, tokens: int) -> Study:

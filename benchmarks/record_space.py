@@ -110,7 +110,7 @@ def pack(arguments: argparse.Namespace) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, separators=(",", ":"))
     arguments.out.write_bytes(gzip.compress(text.encode(), mtime=0))
-    print(f"{arguments.out}: {len(data['plans'])} plans, {arguments.out.stat().st_size / 1024:.0f} KiB")  # type: ignore[arg-type]
+    print(f"{arguments.out}: {len(data['plans'])} plans, {arguments.out.stat().st_size / 1024:.0f} KiB")
 
 
 def _model(bench: Bench, name: str) -> Mapping[str, Any]:

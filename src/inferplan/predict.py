@@ -7,7 +7,7 @@ to `_roofline`, learning to `_effects`, sizes to `shapes`, rates to `rates`. Pur
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -142,7 +142,7 @@ class Predictor:
             step = "cached" if plan.kv_cache else "again"
             names = _roofline.DECODE_TERMS if plan.kv_cache else _roofline.PREFILL_TERMS
             first, later = math.exp(log["ttft"][place]), (outputs[place] - 1) * math.exp(log["tpot"][place])
-            seconds: Counter[str] = Counter()
+            seconds: defaultdict[str, float] = defaultdict(float)
             for name, share in zip(_roofline.PREFILL_TERMS, found["ttft"].shares[place], strict=True):
                 seconds[name] += first * float(share)
             for name, share in zip(names, found[step].shares[place], strict=True):

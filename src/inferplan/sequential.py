@@ -9,7 +9,7 @@ lean on each other within a process, and the machine drifts. The unit of
 evidence is therefore the process, X between 0 and 1 its share. To bet on "more
 than q" multiplies a stake by 1 + b (X - q), which gains nothing on average
 while the truth is at most q, so that a stake of 1 that has become 20 is seen
-with probability 1/20 at most, at any time. docs/decisions/0011 has the proof,
+with probability 1/20 at most, at any time. docs/decisions/0010 has the proof,
 drift included, and why the bets are fixed beforehand.
 
 Sources: I. Waudby-Smith and A. Ramdas, Estimating means of bounded random

@@ -145,7 +145,7 @@ def test_without_a_prediction_every_plan_is_looked_at_and_the_fastest_is_confirm
 
 
 def test_the_finalists_take_turns_and_the_prompts_come_in_another_order_each_round() -> None:
-    close = {**SPEED, PLANS[0]: 0.91, PLANS[3]: 0.92}
+    close = {**SPEED, PLANS[0]: 0.91, PLANS[1]: 1.2, PLANS[3]: 0.92}
     asked = finals(play(race(), World(close)))
     by_round: dict[int, list[Proposal]] = {}
     for one in asked:
@@ -240,7 +240,7 @@ def test_a_finalist_that_is_slower_leaves_before_the_end() -> None:
 def test_a_tail_takes_more_processes_of_the_leader_alone() -> None:
     sla = parse_sla(["p95<=1500ms"])
     search = race(sla=sla)
-    told = play(search, World({**SPEED, PLANS[0]: 0.905}))
+    told = play(search, World({**SPEED, PLANS[0]: 0.905, PLANS[1]: 1.2, PLANS[3]: 1.2}))
     count = Counter(asked.plan for asked in finals(told))
     assert max(count.values()) == processes_needed(0.95)
     assert sorted(count.values())[:-1] == [MIN_PROCESSES]

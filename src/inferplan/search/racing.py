@@ -15,7 +15,7 @@ from ..cost import Prices
 from ..measurement import Measurement
 from ..plan import Plan
 from ..predict import Prediction, Range
-from ..ranking import Objective, Ranked, judged, least, order, ratio_of, sure
+from ..ranking import Objective, Ranked, judged, least, order, sure
 from ..result import results
 from ..sequential import processes_needed
 from ..sla import SLA, Kind
@@ -34,8 +34,9 @@ CUT_AT = 1.5
 # with room to spare.
 HEAT_WITHIN = 1.25
 HEAT_MOST = 6
-FINAL_WITHIN = 1.10
-FINALISTS = 3
+# A heat is one process, and processes of a plan were recorded that differ by a third.
+FINAL_WITHIN = 1.20
+FINALISTS = 4
 _FINAL_ROUND = 3  # the first; round 1 is the look, round 2 the heat
 _DROP_AFTER = 3  # rounds of the final before a finalist may be shown to be the slower one
 _MEASURED: Mapping[str, tuple[str, Kind]] = {"latency": ("latency", "time"), "memory": ("peak memory", "memory")}
@@ -51,7 +52,7 @@ class Racing:
     2. The heat sends every request to the plans that came within `HEAT_WITHIN` of the best.
     3. The final runs those within `FINAL_WITHIN` of the best of the heat, interleaved, each in at least
        `MIN_PROCESSES` fresh processes, with another order of prompts each round; what chose the finalists does not
-       count in it. One that is shown to be slower leaves. The leader goes on until its verdict is decided, up to
+       count in it. One that was slower in every round leaves. The leader goes on until its verdict is decided, up to
        `_PATIENCE` times the processes that it needs. Where no finalist meets the SLA, the next best is tried.
 
     The order follows from the arguments and from what it is told alone: a resumed search goes on as the interrupted
@@ -318,7 +319,7 @@ class _State:
             return False
         others = [self._finals[r.plan] for r in batch if r.plan in self._finals and r.plan != found.plan]
         return any(
-            (ratio := ratio_of(found, other)).low is not None and ratio.low > 1 + TIE_WITHIN
+            min(_by_round(found, other), default=0.0) > 1 + TIE_WITHIN
             for other in others
             if other.eligible and other.verdict == "meets"
         )
@@ -398,3 +399,12 @@ class _State:
             f"ruled out by a look at {requests} requests: {least_}{mine / lowest:.2f}x the "
             f"{self._race._objective.metric} of {best.plan}"
         )
+
+
+def _by_round(a: Ranked, b: Ranked) -> list[float]:
+    """Latency of `a` over `b` in each round that both ran, the median over its prompts: processes are the unit."""
+    mine, other = a.result.latencies_by_request, b.result.latencies_by_request
+    ratios: dict[int, list[float]] = {}
+    for key in mine.keys() & other.keys():
+        ratios.setdefault(key[0], []).append(mine[key] / other[key])
+    return [median(found) for found in ratios.values()]

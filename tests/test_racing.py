@@ -285,7 +285,7 @@ def test_a_race_that_was_interrupted_goes_on_as_it_would_have(
     first = [m for _, m in whole[:stop]]
     gone = [replace(first[-1], status="interrupted")] if first else []
     rest = play(race(done=[*first[:-1], *gone]), world)
-    assert [asked for asked, _ in whole[max(stop - 1, 0) :]] == [asked for asked, _ in rest]
+    assert [asked for asked, _ in whole[max(len(first) - 1, 0) :]] == [asked for asked, _ in rest]
 
 
 @settings(max_examples=60, deadline=None)

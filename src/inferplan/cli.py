@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from . import __version__
-from .engines import DEFAULT
+from .engines import DEFAULT, HIDDEN, engine_names
 from .errors import BusyError, InferplanError, InputError
 from .sla import METRICS
 
@@ -152,6 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_delete(commands)
     _add_transfer(commands)
     _add_doctor(commands)
+    _add_predict(commands)
     _add_engines(commands)
     _add_cache(commands)
     _add_web(commands)
@@ -324,6 +325,44 @@ def _add_doctor(commands: Commands) -> None:  # type: ignore[valid-type]
     parser = _add(commands, "doctor", "doctor", "Show the machine, what works here, and what would disturb a study.")
     parser.add_argument("--quick", action="store_true", help="leave out the read bandwidth, which takes seconds")
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_predict(commands: Commands) -> None:  # type: ignore[valid-type]
+    text = "Predict which plans of a model would meet an SLA here; without a model, how far off predictions were."
+    parser: argparse.ArgumentParser = commands.add_parser("predict", help=text, description=text)  # type: ignore[attr-defined]
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="a shipped name, a directory, a hub id in the local cache, or a config.json: no weights are needed",
+    )
+    _sla_flag(parser)
+    group = parser.add_argument_group("space")
+    group.add_argument("--engines", nargs="+", metavar="ENGINE", help="default: all that are known")
+    group.add_argument(
+        "--precisions", nargs="+", default=["fp32", "int8", "int4"], metavar="PRECISION", help="default: fp32 int8 int4"
+    )
+    group.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="default: 1 2 4")
+    group.add_argument("--kv-cache", nargs="+", default=["on"], choices=["on", "off"], help="default: on")
+    group.add_argument("--option", action="append", default=[], metavar="NAME=V1,V2", help="as for `optimize`")
+    group.add_argument("--prompt-tokens", type=int, default=32, metavar="N", help="length of a prompt (default: 32)")
+    group.add_argument(
+        "--max_new_tokens", "--max-new-tokens", type=int, default=64, metavar="N", help="tokens out (default: 64)"
+    )
+    parser.add_argument("--refresh", action="store_true", help="measure the rates of this machine again")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--store", metavar="PATH", help="file that keeps the studies (default: in the user's data directory)"
+    )
+    parser.set_defaults(run=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from . import predict_command
+
+    if arguments.engines is None:
+        arguments.engines = [name for name in engine_names() if name not in HIDDEN]
+    return predict_command.predict(arguments)
 
 
 def _add_engines(commands: Commands) -> None:  # type: ignore[valid-type]

@@ -1,0 +1,144 @@
+"""Prediction: sane without any measurement, better with each, and honest about how far off it is."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from factories import measurement
+from inferplan.errors import InputError, UnknownNameError
+from inferplan.plan import Plan
+from inferplan.predict import Observation, Prediction, Predictor, errors, observations
+from inferplan.rates import Rate, Rates
+from inferplan.result import results
+from inferplan.shapes import Shape, shape_of
+
+RATES = Rates(
+    (
+        Rate(1, 20e9, "sum", {"fp32": 16e9, "int8": 8e9}, {"fp32": 60e9, "int8": 120e9}),
+        Rate(2, 36e9, "sum", {"fp32": 30e9, "int8": 15e9}, {"fp32": 110e9, "int8": 230e9}),
+    ),
+    2.0,
+)
+
+
+def _gpt2(layers: int, width: int) -> Shape:
+    heads = width // 64
+    config = {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": 1024}
+    return shape_of({**config, "vocab_size": 50257})
+
+
+SHAPES = {"small": _gpt2(6, 768), "middle": _gpt2(12, 768), "large": _gpt2(24, 1024)}
+EFFICIENCY = {"fast": 0.8, "slow": 0.4, "odd": 0.6}
+PLANS = [
+    Plan(model, engine, precision, threads)
+    for model in SHAPES
+    for engine in EFFICIENCY
+    for precision in ("fp32", "int8")
+    for threads in (1, 2)
+]
+
+
+def seen(plans: Sequence[Plan] = PLANS, noise: float = 0.03, seed: int = 1) -> list[Observation]:
+    """A world in which engines read weights at a share of the bandwidth, and hold them once."""
+    draw = random.Random(seed)
+    found = []
+    for plan in plans:
+        shape = SHAPES[plan.model]
+        held = shape.weight_bytes(plan.precision)
+        tpot = held / (RATES.bandwidth(plan.threads) * EFFICIENCY[plan.engine]) * math.exp(draw.gauss(0, noise))
+        ttft = 3 * tpot
+        peak = round(150e6 + 1.1 * held)
+        found.append(Observation(plan, 32, 64, ttft, tpot, ttft + 63 * tpot, peak, 1 + held / 1e9))
+    return found
+
+
+def test_without_any_measurement_the_order_is_that_of_the_weights_and_says_what_it_rests_on() -> None:
+    plans = [Plan("middle", "fast", "fp32", 1), Plan("middle", "fast", "int8", 1), Plan("large", "fast", "fp32", 1)]
+    exact, small, large = Predictor.fit([], RATES, SHAPES).predict_all(plans, 32, 64)
+    assert small.latency_s.value < exact.latency_s.value < large.latency_s.value
+    assert small.peak_bytes.value < exact.peak_bytes.value < large.peak_bytes.value
+    assert "nothing measured" in exact.basis
+    for one in (exact, small, large):
+        for found in (one.latency_s, one.ttft_s, one.tpot_s, one.peak_bytes, one.startup_s):
+            assert 0 < found.low < found.value < found.high < math.inf
+
+
+def test_without_a_cache_a_request_takes_longer() -> None:
+    kept, again = Predictor.fit([], RATES, SHAPES).predict_all(
+        [Plan("middle", "fast"), Plan("middle", "fast", kv_cache=False)], 32, 64
+    )
+    assert again.latency_s.value > 2 * kept.latency_s.value
+
+
+def test_what_was_measured_is_learned_and_intervals_become_narrower() -> None:
+    plan = Plan("large", "slow", "int8", 2)
+    truth = next(o for o in seen(noise=0) if o.plan == plan)
+    before = Predictor.fit([], RATES, SHAPES).predict(plan, 32, 64)
+    after = Predictor.fit([o for o in seen() if o.plan != plan], RATES, SHAPES).predict(plan, 32, 64)
+    assert truth.latency_s is not None
+    assert abs(math.log(after.latency_s.value / truth.latency_s)) < 0.15
+    assert _width(after) < _width(before) / 2
+    assert "slow at int8" in after.basis
+
+
+def _width(of: Prediction) -> float:
+    return math.log(of.latency_s.high / of.latency_s.low)
+
+
+def test_the_errors_it_publishes_are_those_of_plans_and_models_it_did_not_see() -> None:
+    found = errors(seen(), RATES, SHAPES)
+    assert len(found.compared) == len(PLANS)
+    plan_out, model_out = found.mape("plan", "latency"), found.mape("model", "latency")
+    memory = found.mape("plan", "peak")
+    assert plan_out is not None and model_out is not None and memory is not None
+    assert 0.01 < plan_out < 0.12  # the noise is 3%: less than that would be a plan that saw itself
+    assert model_out < 0.2
+    assert memory < 0.05
+    coverage = found.coverage("plan", "latency")
+    assert coverage is not None and coverage >= 0.8
+    assert found.mape("plan", "latency", "an engine that was never measured") is None
+
+
+def test_a_plan_that_is_left_out_is_not_believed() -> None:
+    world = seen()
+    odd = next(o for o in world if o.plan == Plan("middle", "fast", "fp32", 2))
+    assert odd.tpot_s is not None and odd.latency_s is not None
+    wrong = Observation(odd.plan, 32, 64, 10 * odd.ttft_s, 10 * odd.tpot_s, 10 * odd.latency_s, odd.peak_bytes, 1.0)
+    found = errors([wrong if o is odd else o for o in world], RATES, SHAPES)
+    compared = next(one for one in found.compared if one.seen.plan == odd.plan)
+    assert compared.without_plan.latency_s.value < 2 * odd.latency_s
+
+
+def test_it_is_deterministic_and_empty_questions_have_empty_answers() -> None:
+    plans = PLANS[:5]
+    first, second = (Predictor.fit(seen(), RATES, SHAPES).predict_all(plans, 10, 10) for _ in range(2))
+    assert first == second
+    assert Predictor.fit([], RATES, SHAPES).predict_all([], 10, 10) == ()
+    nothing = errors([], RATES, SHAPES)
+    assert (nothing.compared, nothing.mape("plan", "latency"), nothing.recall("plan")) == ((), None, None)
+
+
+def test_what_cannot_be_predicted_is_refused() -> None:
+    predictor = Predictor.fit([], RATES, SHAPES)
+    with pytest.raises(UnknownNameError, match="huge"):
+        predictor.predict(Plan("huge"), 10, 10)
+    with pytest.raises(InputError, match="at least 1 token"):
+        predictor.predict(Plan("small"), 0, 10)
+    with pytest.raises(InputError, match="on the CPU"):
+        predictor.predict(Plan("small", device="cuda"), 10, 10)
+
+
+def test_an_observation_keeps_what_a_cut_request_showed_and_leaves_its_latency_out() -> None:
+    one, other = Plan("small", "fast"), Plan("small", "slow")
+    cut = measurement(one, [2.0, 2.0], tokens=8, cut=[0, 1])
+    whole = measurement(other, [1.0, 3.0], tokens=8, disturbed=[1])
+    first, second = observations(results([one, other], [cut, whole]))
+    assert first.latency_s is None
+    assert first.tpot_s == pytest.approx(1.8 / 7)
+    assert second.latency_s == 1.0
+    assert (second.startup_s, second.prompt_tokens, second.output_tokens) == (0.75, 16, 8)
+    assert observations(results([one], [measurement(one, [1.0], disturbed=[0])])) == ()

@@ -66,6 +66,7 @@ browser: $(STAMP) ## the tests that drive a real browser; screenshots land in sc
 	$(BIN)/python -m pytest -q -m browser $(PYTEST_ARGS)
 
 check-engines: $(STAMP) ## every engine that is installed here against its contract; those that are not are named
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[torchao]"
 	$(BIN)/python -m inferplan engines
 	$(BIN)/python -m pytest -q -rs --durations=10 tests/engines $(PYTEST_ARGS)
 

@@ -82,7 +82,7 @@ class Racing:
         limits: Limits = NO_LIMITS,
         done: Sequence[Measurement] = (),
     ) -> None:
-        self._plans = interleaved(plans)
+        self._plans = {plan: place for place, plan in enumerate(interleaved(plans))}
         self._sla, self._objective, self._prices, self._cores = sla, objective, prices, cores
         self._prompts, self._look_at, self._predict = prompts, look_at, predict
         self._memory_bytes, self._limits = memory_bytes, limits
@@ -154,7 +154,7 @@ class _State:
         waiting = [plan for plan in race._plans if plan not in self._seen and not self._no_chance(plan)]
         if not waiting or not self._affordable():
             return None
-        plan = min(waiting, key=lambda p: (self._hope(p), race._plans.index(p)))
+        plan = min(waiting, key=lambda p: (self._hope(p), race._plans[p]))
         return Proposal(plan, 1, race._look_at, self._cut_after_s(), look=True)
 
     def _affordable(self) -> bool:

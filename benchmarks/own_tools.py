@@ -3,9 +3,10 @@
 Two questions, in one process a plan. Is our clock right: of one request that the worker times, what the engine says of
 that very request. Does our way of asking cost anything: the same request once as the worker sends it and once through
 the engine's own interface, nothing streamed, by its own clock; which comes first alternates. Own figures: llama.cpp's
-`timings` of a completion, openvino.genai's `perf_metrics`. vLLM's own latency benchmark is a program that loads its
-model itself, so there processes alternate, and its latencies of n tokens and of one are subtracted; it draws its 32
-prompt tokens at random and its answers too, at temperature 1, which no option of it changes. Prints decode tokens/s,
+`timings` of a completion, openvino.genai's `perf_metrics`, vLLM's `metrics` of a request, which its engine keeps once
+its statistics are on. vLLM's own latency benchmark comes on top (--rounds 0: without): a program that loads its model
+itself, so there processes alternate, and its latencies of n tokens and of one are subtracted; it draws its 32 prompt
+tokens at random and its answers too, at temperature 1, which no option of it changes. Prints decode tokens/s,
 ours over the engine's own, paired by repeat and prompt, for vLLM by round.
 """
 
@@ -106,7 +107,45 @@ class OpenVino:
         return self.said_s
 
 
-OWN: Mapping[str, Callable[[Any], Any]] = {"llamacpp": LlamaCpp, "openvino": OpenVino}
+class Vllm:
+    """vLLM's engine in its own place: hands everything on and keeps what is said of time."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, engine._engine = engine._engine, self
+        self._engine.log_stats = self._engine.output_processor.log_stats = True
+        self._requests = 0
+        self.said_s = math.nan
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self) -> Any:
+        """Seconds a token: from the first token to the last, by the clock of vLLM's engine."""
+        outputs = self._engine.step()
+        for output in outputs:
+            if output.finished and (found := output.metrics) is not None:
+                self.said_s = (found.last_token_ts - found.first_token_ts) / (found.num_generation_tokens - 1)
+        return outputs
+
+    def own(self, prompt: Sequence[int], tokens: int) -> float:
+        """One request, of which vLLM gives the end alone."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        self._requests += 1
+        asked = SamplingParams(
+            temperature=0.0,
+            max_tokens=tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._engine.add_request(f"own {self._requests}", {"prompt_token_ids": list(prompt)}, asked)
+        while not any(output.finished for output in self.step()):
+            pass
+        return self.said_s
+
+
+OWN: Mapping[str, Callable[[Any], Any]] = {"llamacpp": LlamaCpp, "openvino": OpenVino, "vllm": Vllm}
 
 
 def child() -> None:
@@ -155,7 +194,9 @@ def in_process(bench: Bench, plan: Plan, tokens: int, repeats: int) -> tuple[dic
         "repeats": repeats,
     }
     environment = measure.worker_environment(plan, bench.infos[plan.engine])
-    command = [sys.executable, str(Path(__file__).resolve()), "--child"]
+    # Engines with a Python of their own find our code beside this script's.
+    environment = {**environment, "PYTHONPATH": str(Path(measure.__file__).resolve().parents[1])}
+    command = [*environments.interpreter(plan.engine), str(Path(__file__).resolve()), "--child"]
     done = subprocess.run(
         command, input=json.dumps(task) + "\n", env=environment, capture_output=True, text=True, check=False
     )
@@ -223,7 +264,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--engines", nargs="+", default=[*sorted(OWN), "vllm"], choices=[*sorted(OWN), "vllm"])
+    parser.add_argument("--engines", nargs="+", default=sorted(OWN), choices=sorted(OWN))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
     parser.add_argument("--threads", nargs="+", type=int, default=[2])
     parser.add_argument("--tokens", type=int, default=128)
@@ -243,15 +284,14 @@ def main() -> None:
     print(header(bench.checkpoints, arguments.tokens))
     for plan in plans:
         say(plan.id)
-        if plan.engine == "vllm":
+        ours, said, own = in_process(bench, plan, arguments.tokens, arguments.repeats)
+        show(f"{plan.id}, the same requests", ours, said)
+        show(f"{plan.id}, requests of its own", ours, own)
+        if plan.engine == "vllm" and arguments.rounds > 0:
             show(
                 f"{plan.id}, its latency benchmark",
                 *vllm(bench, plan, arguments.tokens, arguments.rounds, arguments.repeats),
             )
-        else:
-            ours, said, own = in_process(bench, plan, arguments.tokens, arguments.repeats)
-            show(f"{plan.id}, the same requests", ours, said)
-            show(f"{plan.id}, requests of its own", ours, own)
 
 
 if __name__ == "__main__":

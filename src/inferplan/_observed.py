@@ -5,6 +5,7 @@ Owns how an observation is made of a plan's samples. Leaves predicting to `predi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -54,7 +55,8 @@ class Observation:
         latency_s: None where every request was cut short.
         tpot_s: None with fewer than two output tokens.
         peak_bytes, startup_s: None where not known; `startup_s` includes loading.
-        ttft_by_prompt: (prompt tokens, median TTFT in seconds) of the shortest and the longest prompts.
+        other_ttft: (prompt tokens, median TTFT in seconds) of the prompts whose length is furthest, as a ratio, from
+            the median; None where all prompts are of one length.
     """
 
     plan: Plan
@@ -65,7 +67,7 @@ class Observation:
     latency_s: float | None
     peak_bytes: int | None
     startup_s: float | None
-    ttft_by_prompt: tuple[tuple[float, float], ...] = ()
+    other_ttft: tuple[float, float] | None = None
 
 
 def observations(results: Iterable[PlanResult]) -> tuple[Observation, ...]:
@@ -95,12 +97,13 @@ def _observation(result: PlanResult) -> Observation | None:
         latency_s=median(s.latency_s for s in whole) if whole else None,
         peak_bytes=result.peak_bytes,
         startup_s=median(started) if started else None,
-        ttft_by_prompt=_extremes(samples),
+        other_ttft=_furthest(samples),
     )
 
 
-def _extremes(samples: Sequence[Sample]) -> tuple[tuple[float, float], ...]:
-    lengths = sorted({s.prompt_tokens for s in samples})
-    if len(lengths) < 2:
-        return ()
-    return tuple((n, median(s.ttft_s for s in samples if s.prompt_tokens == n)) for n in (lengths[0], lengths[-1]))
+def _furthest(samples: Sequence[Sample]) -> tuple[float, float] | None:
+    middle = median(s.prompt_tokens for s in samples)
+    length = max({s.prompt_tokens for s in samples}, key=lambda n: (abs(math.log(n / middle)), n))
+    if length == middle:
+        return None
+    return float(length), median(s.ttft_s for s in samples if s.prompt_tokens == length)

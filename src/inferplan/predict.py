@@ -209,7 +209,7 @@ def _rows(
         if name == "decode" and plan.kv_cache and one.tpot_s:
             found.append((place, _roofline.decode_row(plan, shape, rates, middle), one.tpot_s))
         if name == "prefill":
-            lengths = [(one.prompt_tokens, one.ttft_s), *one.ttft_by_prompt]
+            lengths = [(one.prompt_tokens, one.ttft_s)] + ([one.other_ttft] if one.other_ttft else [])
             if not plan.kv_cache and one.tpot_s:
                 lengths.append((middle, one.tpot_s))
             found += [(place, _roofline.prefill_row(plan, shape, rates, n), value) for n, value in lengths]
@@ -229,7 +229,7 @@ def _places(name: str, seen: Sequence[Observation]) -> list[tuple[int, str]]:
         if name == "decode" and one.plan.kv_cache and one.tpot_s:
             found.append((place, "tpot"))
         if name == "prefill":
-            found += [(place, "ttft"), *((place, "") for _ in one.ttft_by_prompt)] + [(place, "tpot")] * again
+            found += [(place, "ttft")] + [(place, "")] * bool(one.other_ttft) + [(place, "tpot")] * again
         if name == "peak" and one.peak_bytes:
             found.append((place, "peak"))
         if name == "startup" and one.startup_s:
@@ -369,7 +369,7 @@ def errors(observations: Sequence[Observation], rates: Rates, shapes: Mapping[st
     """How far off predictions are for plans, and for models, that were left out of the fit.
 
     A model is left out by fitting without it. A plan is left out by the closed form of the fit, linearised
-    about its mode (`_effects.fit`): as good as fitting again, and it takes no longer than one fit.
+    about its mode (`_effects.fit`): nearly what fitting again gives, in the time of one fit.
     """
     whole = Predictor.fit(observations, rates, shapes)
     names = sorted({one.plan.model for one in whole.seen})

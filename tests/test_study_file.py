@@ -16,7 +16,7 @@ from inferplan.errors import InputError
 from inferplan.plan import OptionValue
 from inferplan.prepare import describe_engines
 from inferplan.store import Store, default_store_path
-from inferplan.study import Study, load
+from inferplan.study import STRATEGIES, Study, load
 from inferplan.study_file import read_study, study_text
 from inferplan.workload import Prompt, Workload
 
@@ -151,6 +151,9 @@ VALUES: some.SearchStrategy[OptionValue] = some.one_of(
     texts=some.lists(TEXT, min_size=1, max_size=3),
     rounds=some.integers(1, 9),
     stop=some.booleans(),
+    strategy=some.sampled_from(sorted(STRATEGIES)),
+    budget_s=some.none() | some.integers(1, 10**6).map(lambda tenths: tenths / 10),
+    max_trials=some.none() | some.integers(1, 999),
 )
 def test_every_study_is_read_back_as_it_was_written(
     models: list[str],
@@ -160,6 +163,9 @@ def test_every_study_is_read_back_as_it_was_written(
     texts: list[str],
     rounds: int,
     stop: bool,
+    strategy: str,
+    budget_s: float | None,
+    max_trials: int | None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     wanted = replace(
@@ -172,7 +178,14 @@ def test_every_study_is_read_back_as_it_was_written(
             options=(("own", tuple(values)),),
         ),
         workload=Workload(tuple(Prompt(text=text) for text in texts), max_new_tokens=7),
-        settings=replace(base().settings, rounds=rounds, early_stop=stop),
+        settings=replace(
+            base().settings,
+            rounds=rounds,
+            early_stop=stop,
+            strategy=strategy,
+            budget_s=budget_s,
+            max_trials=max_trials,
+        ),
     )
     text = study_text(wanted)
     assert tomllib.loads(text)["space"]["models"] == models

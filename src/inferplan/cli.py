@@ -179,6 +179,7 @@ def build_benchmark_parser() -> argparse.ArgumentParser:
     space_flags(parser, full=False)
     workload_flags(parser)
     run_flags(parser)
+    search_flags(parser, offered=False)
     output_flags(parser, out_default=".")
     objective_flags(parser)
     parser.set_defaults(run=_command("benchmark"))
@@ -273,6 +274,7 @@ def _add_bench(commands: Commands) -> None:  # type: ignore[valid-type]
     )
     workload_flags(parser)
     run_flags(parser, store=False, resume=False)
+    search_flags(parser, offered=False)
     output_flags(parser)
 
 

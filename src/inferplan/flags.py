@@ -91,7 +91,6 @@ def objective_flags(parser: argparse.ArgumentParser) -> None:
 def run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool = True) -> None:
     """How processes are run."""
     group = parser.add_argument_group("run")
-    group.set_defaults(strategy="exhaustive", budget=None, max_trials=None)
     group.add_argument(
         "--rounds",
         type=int,
@@ -145,8 +144,11 @@ def run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool 
         )
 
 
-def search_flags(parser: argparse.ArgumentParser) -> None:
-    """How the space is searched, and for how long."""
+def search_flags(parser: argparse.ArgumentParser, offered: bool = True) -> None:
+    """How the space is searched, and for how long; where that is not `offered`, every plan is measured."""
+    if not offered:  # not as defaults beside flags: `cli` would take them for given, and a study file for overruled
+        parser.set_defaults(strategy="exhaustive", budget=None, max_trials=None)
+        return
     group = parser.add_argument_group("search")
     group.add_argument(
         "--strategy",

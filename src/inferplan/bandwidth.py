@@ -23,7 +23,7 @@ from .errors import EngineError, InputError
 BUFFER_BYTES = 512 << 20
 _COLUMNS = 4096  # of the matrix: its vector, 16 KiB, stays in the L1 cache
 _WARMUP_REPEATS = 2  # page tables and the thread pool
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _START_TIMEOUT_S = 120.0  # importing torch on a cold disk
 
 
@@ -51,21 +51,36 @@ def read_bandwidth(threads: int, seconds: float = 1.0, *, buffer_bytes: int = BU
         InputError: threads below 1.
         EngineError: the process failed (out of memory, neither torch nor numpy), with its last words.
     """
+    answer = told_by("inferplan.bandwidth", threads, seconds, buffer_bytes, 4 * seconds, "the read bandwidth")
+    return decode(Bandwidth, answer)
+
+
+def told_by(module: str, threads: int, seconds: float, buffer_bytes: int, most_s: float, what: str) -> Any:
+    """What `python -m MODULE THREADS` prints last, as JSON, in a fresh process with its thread settings.
+
+    Args:
+        most_s: seconds that measuring may take; starting comes on top.
+        what: is measured, for the words of an error.
+
+    Raises:
+        InputError: threads below 1.
+        EngineError: the process failed, with its last words.
+    """
     if threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
-    command = [sys.executable, "-m", "inferplan.bandwidth", str(threads)]
+    command = [sys.executable, "-m", module, str(threads)]
     command += ["--seconds", str(seconds), "--buffer-bytes", str(buffer_bytes)]
-    env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    env = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
     try:
         done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=_START_TIMEOUT_S + 4 * seconds, check=True
+            command, env=env, capture_output=True, text=True, timeout=_START_TIMEOUT_S + most_s, check=True
         )
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"measuring the read bandwidth took longer than {error.timeout:g} s") from error
+        raise EngineError(f"measuring {what} took longer than {error.timeout:g} s") from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EngineError(f"measuring the read bandwidth failed (exit {error.returncode}): {last}") from error
-    return decode(Bandwidth, json.loads(done.stdout.splitlines()[-1]))
+        raise EngineError(f"measuring {what} failed (exit {error.returncode}): {last}") from error
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measured_here(threads: int, seconds: float, buffer_bytes: int = BUFFER_BYTES) -> Bandwidth:

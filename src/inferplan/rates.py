@@ -9,24 +9,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ._codec import decode, encode
-from .bandwidth import BUFFER_BYTES, THREAD_VARIABLES, measured_here
-from .errors import EngineError, InputError
+from .bandwidth import BUFFER_BYTES, measured_here, told_by
+from .errors import InputError
 from .machine import Machine, library_versions
 
 LIBRARIES = ("torch", "numpy")
 """Whose kernels are timed: rates of other versions are measured again."""
 
 _SECONDS = 0.15  # a kernel; there are up to nine of them for a thread count
-_START_TIMEOUT_S = 120.0  # importing torch on a cold disk
 _VECTOR_ROWS, _COLUMNS = 16384, 2048  # 32 Mi weights: 128 MiB at FP32, beyond the caches; 32 MiB at INT8
 _BATCH, _MATRIX = 64, 1024  # a prefill of 64 tokens through a 1024 x 1024 layer, which stays in the L2 or L3 cache
 _WARMUP_REPEATS = 2
@@ -169,21 +165,8 @@ def measure_one(threads: int, seconds: float = _SECONDS, *, buffer_bytes: int = 
         InputError: threads below 1.
         EngineError: the process failed (out of memory, neither torch nor numpy), with its last words.
     """
-    if threads < 1:
-        raise InputError(f"threads must be at least 1, not {threads}")
-    command = [sys.executable, "-m", "inferplan.rates", str(threads)]
-    command += ["--seconds", str(seconds), "--buffer-bytes", str(buffer_bytes)]
-    env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-    try:
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=_START_TIMEOUT_S + 20 * seconds, check=True
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"measuring the rates of this machine took longer than {error.timeout:g} s") from error
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EngineError(f"measuring the rates of this machine failed (exit {error.returncode}): {last}") from error
-    return decode(Rate, json.loads(done.stdout.splitlines()[-1]))
+    answer = told_by("inferplan.rates", threads, seconds, buffer_bytes, 20 * seconds, "the rates of this machine")
+    return decode(Rate, answer)
 
 
 # --- in the process that measures ---

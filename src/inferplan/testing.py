@@ -337,7 +337,10 @@ tick = os.sysconf("SC_CLK_TCK")
 def tasks():
     found = {}
     for stat in Path("/proc/self/task").glob("*/stat"):
-        fields = stat.read_text().rpartition(")")[2].split()
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that ended meanwhile, as those that loaded the model do
         found[stat.parent.name] = (int(fields[11]) + int(fields[12])) / tick
     return found
 

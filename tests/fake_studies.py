@@ -149,6 +149,19 @@ def empty() -> Study:
     return replace(study(), finished=False)
 
 
+def raced() -> Study:
+    """A race: the winner in six processes, a plan that was looked at, and six that were never started."""
+    plain = replace(study(threads=(1, 2)), settings=Settings(strategy="racing"))
+    winner, seen, *others = sorted(plain.plans, key=expected_p50_s)
+    looks = [replace(m, look=True) for plan in (winner, seen) for m in runs(plan, expected_p50_s(plan), rounds=1)]
+    final = [replace(m, round=m.round + 2) for m in runs(winner, expected_p50_s(winner), rounds=6)]
+    out = {
+        seen: "ruled out by a look at 8 requests: 1.62x the latency",
+        **dict.fromkeys(others, "not started: predicted"),
+    }
+    return replace(plain, measurements=(*looks, *final), left_out=tuple(out.items()))
+
+
 def hostile() -> Study:
     """Names that would be markup, a formula, or a terminal's command."""
     name = "=<script>alert('x')</script>|$a_b$\x1b[31m"
@@ -158,4 +171,4 @@ def hostile() -> Study:
     return replace(plain, measurements=tuple(done))
 
 
-STUDIES = {make.__name__: make for make in (chosen, none_meets, synthetic, undecided, failed, empty, hostile)}
+STUDIES = {make.__name__: make for make in (chosen, none_meets, synthetic, undecided, failed, empty, raced, hostile)}

@@ -22,8 +22,8 @@ from inferplan.study import load
 FAST = ["--engines", "fake", "--models", "tiny", "--threads", "1", "--max-new-tokens", "4", "--no-lock", "--no-watch"]
 
 
-def optimize(*extra: str, sla: str = "p50<=10s") -> list[str]:
-    return ["optimize", "--sla", sla, *FAST, *extra]
+def optimize(*extra: str, sla: str = "p50<=10s", strategy: str = "exhaustive") -> list[str]:
+    return ["optimize", "--sla", sla, "--strategy", strategy, *FAST, *extra]
 
 
 def latest(capsys: pytest.CaptureFixture[str]) -> str:
@@ -67,7 +67,7 @@ def test_too_few_samples_are_undecided_not_chosen(capsys: pytest.CaptureFixture[
 def test_a_race_confirms_its_winner_in_six_processes_and_says_what_it_ruled_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(optimize("--strategy", "racing", "--out", str(tmp_path))) == 0
+    assert cli.main(["optimize", "--sla", "p50<=10s", *FAST, "--out", str(tmp_path)]) == 0  # the usual strategy
     captured = capsys.readouterr()
     assert "racing over 4 plans; the winner will be confirmed in at least 6 processes" in captured.err
     with Store(default_store_path()) as store:
@@ -82,7 +82,7 @@ def test_a_race_confirms_its_winner_in_six_processes_and_says_what_it_ruled_out(
 
 
 def test_a_budget_ends_the_search_and_what_is_known_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(optimize("--strategy", "random", "--max-trials", "2")) == 0
+    assert cli.main(optimize("--max-trials", "2", strategy="random")) == 0
     out = capsys.readouterr().out
     assert out.count("waiting") == 2
     assert "not shown of processes to come" in out or "meets" in out
@@ -239,6 +239,9 @@ BAD = [
     (["--sla", "p50<=1s", "--option", "mmap"], "mmap"),
     (["--sla", "p50<=1s", "--engines", "fake", "--option", "mmap=on"], "mmap"),
     (["--sla", "p50<=1s", "--precisions", "int3"], "int3"),
+    (["--sla", "p50<=1s", "--rounds", "3"], "--rounds 3"),
+    (["--sla", "p50<=1s", "--all-rounds", "--strategy", "tpe"], "--strategy exhaustive"),
+    (["--sla", "p50<=1s", "--strategy", "raceing"], "racing"),
     (["--sla", "p50<=1s", "--resume", "nonesuch"], "nonesuch"),
     (["--sla", "p50<=1s", "--models", "gpt3", "--engines", "transformers"], "gpt3"),
     (["--sla", "p50<=1s", "--store", "/proc/nowhere/store.db"], "store"),

@@ -20,7 +20,7 @@ from inferplan.predict import Prediction, Range
 from inferplan.result import results
 from inferplan.search import Proposal
 from inferplan.search.limits import Limits
-from inferplan.search.racing import Predict, Racing
+from inferplan.search.racing import Pick, Predict, Racing
 from inferplan.selection import SLA, Objective, Selection, choose, parse_sla
 from inferplan.sequential import processes_needed
 from inferplan.stats import MIN_PROCESSES
@@ -70,6 +70,7 @@ def race(
     *,
     objective: Objective | None = None,
     predict: Predict | None = None,
+    pick: Pick | None = None,
     limits: Limits | None = None,
     memory_bytes: float = math.inf,
     done: Sequence[Measurement] = (),
@@ -83,6 +84,7 @@ def race(
         prompts=len(SHAPE),
         look_at=LOOK_AT,
         predict=predict,
+        pick=pick,
         memory_bytes=memory_bytes,
         limits=limits or Limits(),
         done=done,
@@ -170,6 +172,21 @@ def test_a_plan_that_cannot_win_even_at_its_optimistic_end_is_never_started() ->
     row = next(r for r in chosen(search, told).ranked if r.plan == PLANS[4])
     assert (row.result.status, row.reason) == ("waiting", why)
     assert row.p50_s is None  # a prediction is never shown as a measurement
+
+
+def test_who_picks_is_asked_for_each_look_and_offered_only_plans_that_have_a_chance() -> None:
+    offered: list[list[Plan]] = []
+
+    def last(waiting: Sequence[Plan], told: Sequence[Measurement]) -> Plan | None:
+        offered.append(list(waiting))
+        return waiting[-1] if len(told) < 2 else None
+
+    told = play(race(predict=expecting(SPEED, spread=1.1), pick=last), World())
+    able = [p for p in PLANS if SPEED[p] / 1.1 <= 1.5]
+    assert offered[0] == sorted(able, key=lambda p: SPEED[p])  # the most promising first
+    assert [asked.plan for asked, _ in told[:2]] == [offered[0][-1], offered[1][-1]]
+    assert all(SPEED[p] / 1.1 < SPEED[told[0][0].plan] * 1.1 for p in offered[1])
+    assert {asked.plan for asked in finals(told)} <= {told[0][0].plan, told[1][0].plan}
 
 
 def test_a_wrong_prediction_is_found_out_by_looking() -> None:

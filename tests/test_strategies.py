@@ -55,7 +55,8 @@ def asking(strategy: str) -> Study:
 
 def test_every_strategy_has_its_search() -> None:
     kinds = {name: type(search_for(asking(name), Tokens())) for name in STRATEGIES}
-    assert kinds == {"exhaustive": Exhaustive, "racing": Racing, "random": Exhaustive}
+    races = {"racing": Racing, "tpe": Racing, "nsga2": Racing}
+    assert kinds == {"exhaustive": Exhaustive, "random": Exhaustive, **races}
 
 
 def test_random_is_another_order_of_the_same_plans_and_the_same_each_time() -> None:

@@ -16,7 +16,7 @@ from inferplan.errors import InputError
 from inferplan.plan import OptionValue
 from inferplan.prepare import describe_engines
 from inferplan.store import Store, default_store_path
-from inferplan.study import STRATEGIES, Study, load
+from inferplan.study import RACES, STRATEGIES, Study, load
 from inferplan.study_file import read_study, study_text
 from inferplan.workload import Prompt, Workload
 
@@ -133,7 +133,7 @@ def test_a_private_study_is_not_written_out(study: Path, tmp_path: Path, capsys:
 
 @cache
 def base() -> Study:
-    return begun("--sla", "ttft<=1s", "--engines", "fake", "--models", "tiny", "--threads", "1", "--rounds", "3")
+    return begun("--sla", "ttft<=1s", "--engines", "fake", "--models", "tiny", "--threads", "1")
 
 
 TEXT = some.text(min_size=1).filter(lambda text: bool(text.strip()) and text.isprintable())
@@ -180,7 +180,7 @@ def test_every_study_is_read_back_as_it_was_written(
         workload=Workload(tuple(Prompt(text=text) for text in texts), max_new_tokens=7),
         settings=replace(
             base().settings,
-            rounds=rounds,
+            rounds=terms.ROUNDS if strategy in RACES else rounds,
             early_stop=stop,
             strategy=strategy,
             budget_s=budget_s,

@@ -254,8 +254,7 @@ def _search_of(study: Study, ready: Ready, store: Store, tell: Tell) -> Search:
     """The search that the study asks for; a race first learns the rates of this machine."""
     if said := strategies.announced(study):
         tell(said)
-    racing = study.settings.strategy == "racing"
-    return strategies.search_for(study, ready, strategies.expected(study, ready, store, tell) if racing else None)
+    return strategies.search_for(study, ready, strategies.expected(study, ready, store, tell))
 
 
 def _warn(text: str) -> None:

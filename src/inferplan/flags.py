@@ -152,10 +152,11 @@ def search_flags(parser: argparse.ArgumentParser, offered: bool = True) -> None:
     group = parser.add_argument_group("search")
     group.add_argument(
         "--strategy",
-        default="exhaustive",
+        default="racing",
         metavar="NAME",
-        help="exhaustive (default): measure every plan. racing: rule most plans out by prediction or after a look, "
-        "confirm the best in six fresh processes. random: as exhaustive, in a random order",
+        help="racing (default): rule most plans out by prediction or after a look, confirm the best in six fresh "
+        "processes. tpe, nsga2: as racing, with Optuna to say which plan is looked at next. exhaustive: measure every "
+        "plan. random: as exhaustive, in a random order",
     )
     group.add_argument(
         "--budget", metavar="TIME", help="stop measuring after 90s, 5m or 1h; what is best then is what you get"

@@ -24,7 +24,7 @@ from .shapes import Shape
 if TYPE_CHECKING:
     from ._effects import Array
 
-__all__ = ["Compared", "Errors", "Observation", "Prediction", "Predictor", "Range", "errors", "observations"]
+__all__ = ["Asked", "Compared", "Errors", "Observation", "Prediction", "Predictor", "Range", "errors", "observations"]
 
 _QUANTILE = 0.90
 # |z| of a normal distribution at ten even steps: what intervals are calibrated with while little is measured.
@@ -43,6 +43,42 @@ class _Guess:
     log: Mapping[str, Array]
     sd: Mapping[str, Array]
     causes: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Plans with the tokens of a request to each: what `Predictor.foresee` takes, the same after every measurement."""
+
+    plans: tuple[Plan, ...]
+    output_tokens: tuple[float, ...]
+    rows: Mapping[str, Sequence[Row]]
+
+    @classmethod
+    def of(
+        cls, plans: Sequence[Plan], tokens: Sequence[tuple[float, float]], rates: Rates, shapes: Mapping[str, Shape]
+    ) -> Asked:
+        """Prompt and output tokens are given for each plan.
+
+        Raises:
+            InputError: no prompt, no output, or a plan on another device than the CPU.
+            UnknownNameError: a model without a shape.
+        """
+        for plan, (prompt, output) in zip(plans, tokens, strict=True):
+            if prompt < 1 or output < 1:
+                raise InputError(f"a request has at least 1 token in and out, not {prompt:g} and {output:g}")
+            if plan.device != "cpu":
+                raise InputError(f"{plan} cannot be predicted: only plans on the CPU can")
+            if plan.model not in shapes:
+                raise UnknownNameError("model", plan.model, shapes)
+        each = [(plan, shapes[plan.model], n, m) for plan, (n, m) in zip(plans, tokens, strict=True)]
+        rows = {
+            "ttft": [_roofline.prefill_row(p, s, rates, n) for p, s, n, _ in each],
+            "cached": [_roofline.decode_row(p, s, rates, n + m / 2) for p, s, n, m in each],
+            "again": [_roofline.prefill_row(p, s, rates, n + m / 2) for p, s, n, m in each],
+            "peak": [_roofline.memory_row(p, s, n, m) for p, s, n, m in each],
+            "startup": [_roofline.startup_row(p, s) for p, s, *_ in each],
+        }
+        return cls(tuple(plans), tuple(m for _, m in tokens), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +121,7 @@ class Predictor:
         return replace(bare, widths=bare._calibrated())
 
     def predict(self, plan: Plan, prompt_tokens: float, output_tokens: float) -> Prediction:
-        """One plan; see `predict_all`."""
+        """One plan; see `Asked.of` for what it raises."""
         return self.predict_all([plan], prompt_tokens, output_tokens)[0]
 
     def predict_all(self, plans: Sequence[Plan], prompt_tokens: float, output_tokens: float) -> tuple[Prediction, ...]:
@@ -95,17 +131,12 @@ class Predictor:
             InputError: no prompt, no output, or a plan on another device than the CPU.
             UnknownNameError: a model without a shape.
         """
-        if not plans:
-            return ()
-        if prompt_tokens < 1 or output_tokens < 1:
-            raise InputError(f"a request has at least 1 token in and out, not {prompt_tokens:g} and {output_tokens:g}")
-        for plan in plans:
-            if plan.device != "cpu":
-                raise InputError(f"{plan} cannot be predicted: only plans on the CPU can")
-            if plan.model not in self.shapes:
-                raise UnknownNameError("model", plan.model, self.shapes)
         tokens = [(float(prompt_tokens), float(output_tokens))] * len(plans)
-        return self._predictions(plans, self._guess(plans, tokens))
+        return self.foresee(Asked.of(plans, tokens, self.rates, self.shapes))
+
+    def foresee(self, asked: Asked) -> tuple[Prediction, ...]:
+        """What a request to each of its plans, and its process, would take; in the order of the plans."""
+        return self._predictions(asked.plans, self._guess(asked)) if asked.plans else ()
 
     def left_out(self) -> tuple[Prediction, ...]:
         """Each observation as predicted without any of its own plan, in the order of `seen`."""
@@ -114,31 +145,19 @@ class Predictor:
         plans = [o.plan for o in self.seen]
         return self._predictions(plans, self._left_out())
 
-    def _guess(self, plans: Sequence[Plan], tokens: Sequence[tuple[float, float]]) -> _Guess:
-        """Prompt and output tokens are given for each plan."""
+    def _guess(self, asked: Asked) -> _Guess:
         import numpy as np
 
-        of = [
-            (plan, self.shapes[plan.model], prompt, output)
-            for plan, (prompt, output) in zip(plans, tokens, strict=True)
-        ]
-        rows = {
-            "ttft": [_roofline.prefill_row(p, s, self.rates, n) for p, s, n, _ in of],
-            "cached": [_roofline.decode_row(p, s, self.rates, n + m / 2) for p, s, n, m in of],
-            "again": [_roofline.prefill_row(p, s, self.rates, n + m / 2) for p, s, n, m in of],
-            "peak": [_roofline.memory_row(p, s, n, m) for p, s, n, m in of],
-            "startup": [_roofline.startup_row(p, s) for p, s, *_ in of],
-        }
         fits = {"ttft": "prefill", "cached": "decode", "again": "prefill", "peak": "peak", "startup": "startup"}
-        found = {name: self.fits[fits[name]].predict(rows[name]) for name in rows}
-        cached = np.array([plan.kv_cache for plan in plans])
+        found = {name: self.fits[fits[name]].predict(rows) for name, rows in asked.rows.items()}
+        cached = np.array([plan.kv_cache for plan in asked.plans])
         log = {name: found[name].log for name in ("ttft", "peak", "startup")}
         sd = {name: found[name].sd for name in ("ttft", "peak", "startup")}
         log["tpot"] = np.where(cached, found["cached"].log, found["again"].log)
         sd["tpot"] = np.where(cached, found["cached"].sd, found["again"].sd)
-        outputs = np.array([output for _, output in tokens])
+        outputs = np.array(asked.output_tokens)
         causes = []
-        for place, plan in enumerate(plans):
+        for place, plan in enumerate(asked.plans):
             step = "cached" if plan.kv_cache else "again"
             names = _roofline.DECODE_TERMS if plan.kv_cache else _roofline.PREFILL_TERMS
             first, later = math.exp(log["ttft"][place]), (outputs[place] - 1) * math.exp(log["tpot"][place])
@@ -154,7 +173,8 @@ class Predictor:
         """The guess of every observation, with what its plan itself taught replaced."""
         import numpy as np
 
-        guess = self._guess([o.plan for o in self.seen], [(o.prompt_tokens, o.output_tokens) for o in self.seen])
+        tokens = [(o.prompt_tokens, o.output_tokens) for o in self.seen]
+        guess = self._guess(Asked.of([o.plan for o in self.seen], tokens, self.rates, self.shapes))
         log = {name: values.copy() for name, values in guess.log.items()}
         sd = {name: values.copy() for name, values in guess.sd.items()}
         for name, fit in self.fits.items():

@@ -7,6 +7,7 @@ the machine to `predict`.
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -16,17 +17,18 @@ from .fits import granted_bytes
 from .measurement import Measurement
 from .models import Checkpoint
 from .plan import Plan
-from .predict import Prediction, Predictor, observations
+from .predict import Asked, Prediction, Predictor, observations
 from .rates import Rates, Tell, kept
 from .result import results
 from .search import Search
 from .search.exhaustive import Exhaustive
-from .search.racing import Predict, Racing
+from .search.picking import optuna_pick
+from .search.racing import Pick, Predict, Racing
 from .sequential import processes_needed, required_share
 from .shapes import Shape, shape_of
 from .stats import CONFIDENCE, MIN_PROCESSES
 from .store import Store
-from .study import Ready, Study
+from .study import RACES, Ready, Study
 
 LOOKED_AT = 2
 """Requests of a look: one may be odd, and each further one costs as much as the first."""
@@ -39,7 +41,7 @@ def search_for(study: Study, ready: Ready, predict: Predict | None = None) -> Se
         predict: what a race expects of its plans; see `expected`.
     """
     settings, plans = study.settings, study.plans
-    if settings.strategy == "racing":
+    if settings.strategy in RACES:
         return Racing(
             plans,
             study.sla,
@@ -49,6 +51,7 @@ def search_for(study: Study, ready: Ready, predict: Predict | None = None) -> Se
             prompts=len(study.workload.prompts),
             look_at=looked_at(_lengths(study, ready)[study.space.models[0]]),
             predict=predict,
+            pick=_pick(study),
             memory_bytes=granted_bytes(),
             limits=settings.limits,
             done=study.measurements,
@@ -68,23 +71,36 @@ def search_for(study: Study, ready: Ready, predict: Predict | None = None) -> Se
     )
 
 
+def _pick(study: Study) -> Pick | None:
+    """Who says which plan is looked at next: one of Optuna's samplers, or None: the prediction."""
+    sampler = study.settings.strategy
+    if sampler != "tpe" and sampler != "nsga2":
+        return None
+    seed = zlib.crc32(study.id.encode())  # a resumed study goes on as it would have
+    cores = study.machine.cores_granted
+    return optuna_pick(sampler, study.plans, study.sla, study.objective, study.prices, cores, seed)
+
+
 def announced(study: Study) -> str:
     """What a race will take, in a sentence, before anything runs; empty for other strategies."""
-    if study.settings.strategy != "racing":
+    if study.settings.strategy not in RACES:
         return ""
     quantiles = [c for c in study.sla.constraints if c.metric.q is not None]
     needed = {c: max(processes_needed(required_share(c)), MIN_PROCESSES) for c in quantiles}
     most = max(needed, key=needed.__getitem__, default=None)
     count = MIN_PROCESSES if most is None else needed[most]
     for_what = "" if most is None else f" to show {most} at {CONFIDENCE:.0%}"
-    return f"racing over {len(study.plans)} plans; the winner will be confirmed in at least {count} processes{for_what}"
+    what = f"{study.settings.strategy} over {len(study.plans)} plans"
+    return f"{what}; the winner will be confirmed in at least {count} processes{for_what}"
 
 
 def expected(study: Study, ready: Ready, store: Store, tell: Tell) -> Predict | None:
     """What a race expects of the study's plans: from the rates of this machine, measured now where they are not kept.
 
-    None where the sizes of no model are known.
+    None where the study is no race, or the sizes of no model are known.
     """
+    if study.settings.strategy not in RACES:
+        return None
     shapes = {checkpoint.name: shape for checkpoint in study.checkpoints if (shape := _shape(checkpoint)) is not None}
     if not shapes:
         return None
@@ -131,14 +147,10 @@ def expectations(
     """
     known = [plan for plan in plans if plan.model in shapes and plan.device == "cpu"]
     lengths = {model: fmean(of[place] for place in places) for model, of in prompt_tokens.items()}
+    asked = Asked.of(known, [(lengths[plan.model], float(output_tokens)) for plan in known], rates, shapes)
 
     def foreseen(told: Sequence[Measurement]) -> Mapping[Plan, Prediction]:
         seen = observations(results(dict.fromkeys(m.plan for m in told), told))
-        predictor = Predictor.fit(seen, rates, shapes)
-        found: dict[Plan, Prediction] = {}
-        for model, length in lengths.items():
-            of = [plan for plan in known if plan.model == model]
-            found.update(zip(of, predictor.predict_all(of, length, output_tokens), strict=True))
-        return found
+        return dict(zip(known, Predictor.fit(seen, rates, shapes).foresee(asked), strict=True))
 
     return foreseen

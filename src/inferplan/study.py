@@ -36,8 +36,12 @@ SCHEMA = 1
 STRATEGIES: Mapping[str, str] = {
     "exhaustive": "measures every plan, and those that could still be chosen again",
     "racing": "rules most plans out by prediction or after a look, and confirms the best in six fresh processes",
+    "tpe": "as racing, and Optuna's tree-structured Parzen estimator says which plan is looked at next",
+    "nsga2": "as racing, and Optuna's NSGA-II says which plan is looked at next",
     "random": "as exhaustive, in an order drawn by the study's id: for a budget that ends before the space does",
 }
+RACES = frozenset({"racing", "tpe", "nsga2"})
+"""The strategies that measure a plan as often as its verdict needs, and no more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 from .cost import Prices
 from .errors import InputError, UnknownNameError
 from .plan import option_text
-from .study import Study
+from .study import RACES, Study
 from .workload import Prompt, parse_prompt
 
 Check = Callable[[object], bool]
@@ -197,8 +197,7 @@ def study_text(study: Study) -> str:
             "strategy": settings.strategy,
             **({} if settings.budget_s is None else {"budget": f"{settings.budget_s:.15g}s"}),
             **({} if settings.max_trials is None else {"max_trials": settings.max_trials}),
-            "rounds": settings.rounds,
-            "all_rounds": settings.all_rounds,
+            **({} if settings.strategy in RACES else {"rounds": settings.rounds, "all_rounds": settings.all_rounds}),
             "early_stop": settings.early_stop,
             "retakes": settings.retakes,
             "weights": settings.weights,

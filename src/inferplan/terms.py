@@ -24,7 +24,7 @@ from .models import Checkpoint
 from .plan import OptionValue, Space, option_value
 from .selection import SLA, Objective, parse_sla
 from .store import Store
-from .study import Settings, Study, check_resumable, load, new_id
+from .study import RACES, Settings, Study, check_resumable, load, new_id
 from .workload import Prompt, Workload, parse_prompts, read_prompts
 
 Arguments = argparse.Namespace
@@ -200,7 +200,17 @@ def _counts(text: str) -> Sequence[int]:
 
 
 def settings_of(arguments: Arguments) -> Settings:
-    """How the study is run."""
+    """How the study is run.
+
+    Raises:
+        InputError: rounds are asked of a race, which decides for itself; or a value is out of range.
+    """
+    if arguments.strategy in RACES and (arguments.rounds is not None or arguments.all_rounds):
+        asked = "--all-rounds" if arguments.rounds is None else f"--rounds {arguments.rounds}"
+        raise InputError(
+            f"{asked} cannot be had with --strategy {arguments.strategy}, which measures a plan as often as its "
+            "verdict needs: leave it out, or give --strategy exhaustive"
+        )
     return Settings(
         rounds=ROUNDS if arguments.rounds is None else arguments.rounds,
         all_rounds=arguments.all_rounds,

@@ -115,6 +115,17 @@ def test_no_plan_is_said_plainly_with_the_nearest() -> None:
     assert "chosen plan " not in text
 
 
+def test_a_race_is_told_by_what_was_started_with_the_rest_counted_and_explained_elsewhere() -> None:
+    report = report_of(STUDIES["raced"]())
+    text = render(report, "table")
+    assert text.count("ruled out  ") == 1
+    assert f"Not listed: 6 plans ruled out by prediction, never started; `inferplan report {report.study.id}" in text
+    assert re.search(r"runner-up +none was confirmed; the nearest that was looked at is \S+: ruled out by a look", text)
+    assert "no other plan meets" not in text
+    for format in ("md", "html", "csv"):
+        assert render(report, format).count("not started: predicted") >= 6
+
+
 def test_undecided_says_what_would_settle_it_and_why_there_is_no_p95() -> None:
     text = render(report_of(STUDIES["undecided"]()), "table")
     assert re.search(r"to settle it +\S.*more", text)

@@ -100,6 +100,11 @@ class Row:
     checkpoint: Checkpoint | None = None
 
     @property
+    def not_started(self) -> bool:
+        """Whether the search was done with it before any process of it was started."""
+        return self.status == "ruled out" and self.processes == 0
+
+    @property
     def synthetic(self) -> bool:
         """Whether its weights are made up."""
         return self.checkpoint is not None and self.checkpoint.synthetic

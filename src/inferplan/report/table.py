@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .rows import Report
+from .rows import Report, Row
 from .words import COLUMNS, NUMERIC, Fact, cells, choice, footnotes, header, title
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def render_text(report: Report) -> str:
     """The whole report as plain text: header, table, footnotes, choice. No markup, no wrapping."""
     parts = [title(report), *_labelled(header(report)), ""]
     parts += plain_table(report)
-    parts += ["", *footnotes(report), "", *_labelled(choice(report))]
+    parts += ["", *_below(report), "", *_labelled(choice(report))]
     return "\n".join(map(one_line, parts)).rstrip() + "\n"
 
 
@@ -37,7 +37,7 @@ def rich_report(report: Report, width: int | None = None) -> Group:
     return Group(
         *(Text(one_line(line)) for line in _labelled(header(report))),
         rich_table(report, width),
-        *(Text(one_line(line), style="dim") for line in footnotes(report)),
+        *(Text(one_line(line), style="dim") for line in _below(report)),
         "",
         *(Text(one_line(line)) for line in _labelled(choice(report))),
     )
@@ -45,9 +45,9 @@ def rich_report(report: Report, width: int | None = None) -> Group:
 
 def plain_table(report: Report) -> list[str]:
     """The table as lines of columns as wide as they need; empty columns of notes included."""
-    rows = report.rows
+    rows = _shown(report)
     if not rows:
-        return ["There are no plans."]
+        return ["There are no plans." if not report.rows else "No plan was started."]
     grid = [COLUMNS, *(tuple(map(one_line, row)) for row in cells(rows))]
     widths = [max(len(row[i]) for row in grid) for i in range(len(COLUMNS))]
     lines = ["  ".join(_pad(text, widths[i], COLUMNS[i]) for i, text in enumerate(row)).rstrip() for row in grid]
@@ -64,7 +64,7 @@ def rich_table(report: Report, width: int | None = None) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    rows = report.rows
+    rows = _shown(report)
     grid = [tuple(map(one_line, row)) for row in cells(rows)]
     kept = _fitting(grid, width)
     table = Table(title=Text(title(report)), caption=Text(_dropped(kept)) if len(kept) < len(COLUMNS) else None)
@@ -77,6 +77,11 @@ def rich_table(report: Report, width: int | None = None) -> Table:
         shown = [Text(by_name[name], style=style if name == "verdict" else "") for name in kept]
         table.add_row(*shown, style="bold" if row.chosen else "")
     return table
+
+
+def _shown(report: Report) -> list[Row]:
+    """A terminal has no room for plans that were never started: a race leaves hundreds, and a footnote counts them."""
+    return [row for row in report.rows if not row.not_started]
 
 
 def _dropped(kept: Sequence[str]) -> str:
@@ -104,6 +109,14 @@ def one_line(text: str) -> str:
 
 def _pad(text: str, width: int, column: str) -> str:
     return text.rjust(width) if column in NUMERIC else text.ljust(width)
+
+
+def _below(report: Report) -> list[str]:
+    count = sum(row.not_started for row in report.rows)
+    if not count:
+        return footnotes(report)
+    what = f"Not listed: {count} plan{'s' * (count > 1)} ruled out by prediction, never started"
+    return [f"{what}; `inferplan report {report.study.id} --format md` gives each one's reason.", *footnotes(report)]
 
 
 def _labelled(facts: Sequence[Fact]) -> list[str]:

@@ -271,10 +271,18 @@ def _chosen(report: Report) -> tuple[Fact, ...]:
         facts.append(Fact("runner-up", f"{selection.runner_up.plan.id}: {selection.runner_up.reason}"))
         facts.append(Fact("taking it instead", instead(winner, selection.runner_up)))
     else:
-        facts.append(Fact("runner-up", "no other plan meets the SLA"))
+        facts.append(Fact("runner-up", _nearest_looked_at(report)))
     if selection.tie:
         facts.append(Fact("tie", selection.tie))
     return (*facts, *_remarks(report))
+
+
+def _nearest_looked_at(report: Report) -> str:
+    """Where no other plan is shown to meet the SLA: the best of those that a race looked at, or that there is none."""
+    near = next((row for row in report.rows if row.status == "ruled out" and row.p50.value is not None), None)
+    if near is None:
+        return "no other plan meets the SLA"
+    return f"none was confirmed; the nearest that was looked at is {near.plan}: {near.reason}"
 
 
 def figures(row: Row) -> str:

@@ -26,7 +26,10 @@ from .exhaustive import interleaved
 from .limits import NO_LIMITS, Limits
 
 Predict = Callable[[Sequence[Measurement]], Mapping[Plan, Prediction]]
-"""What to expect of each plan after the measurements so far, for requests like those of a look."""
+"""What to expect of each plan after the looks so far, for requests like those of a look."""
+Pick = Callable[[Sequence[Plan], Sequence[Measurement]], Plan | None]
+"""Which plan to look at next, of those that still have a chance (the most promising first), after the measurements so
+far; None: no further looks. Its answer follows from these alone."""
 
 # A request that has taken so many times what the best plan takes is ended: no plan so far off was seen to win later.
 CUT_AT = 1.5
@@ -47,8 +50,8 @@ class Racing:
     """Looks in the order of the prediction, a heat of the best, and a final in fresh processes.
 
     1. A look is one process of a plan with a few requests, each ended when it can no longer win. Plans are looked at
-       in the order in which they are expected to win, while the expectation, made anew after every look, leaves the
-       next one a chance at its optimistic end. Without a prediction every plan is looked at.
+       in the order in which they are expected to win, or that `pick` likes better, while the expectation, made anew
+       after every look, leaves one a chance at its optimistic end. Without a prediction every plan is looked at.
     2. The heat sends every request to the plans that came within `HEAT_WITHIN` of the best.
     3. The final runs those within `FINAL_WITHIN` of the best of the heat, interleaved, each in at least
        `MIN_PROCESSES` fresh processes, with another order of prompts each round; what chose the finalists does not
@@ -63,6 +66,7 @@ class Racing:
         prompts: how many requests the workload has.
         look_at: places of the requests of a look.
         predict: None: nothing is expected of any plan.
+        pick: None: the most promising plan is looked at next.
         memory_bytes: memory that a plan may have.
         done: measurements of an earlier session.
     """
@@ -78,16 +82,18 @@ class Racing:
         prompts: int,
         look_at: tuple[int, ...],
         predict: Predict | None = None,
+        pick: Pick | None = None,
         memory_bytes: float = math.inf,
         limits: Limits = NO_LIMITS,
         done: Sequence[Measurement] = (),
     ) -> None:
         self._plans = {plan: place for place, plan in enumerate(interleaved(plans))}
         self._sla, self._objective, self._prices, self._cores = sla, objective, prices, cores
-        self._prompts, self._look_at, self._predict = prompts, look_at, predict
+        self._prompts, self._look_at, self._predict, self._pick = prompts, look_at, predict, pick
         self._memory_bytes, self._limits = memory_bytes, limits
         self._told: list[Measurement] = list(done)
         self._state: _State | None = None
+        self._expected: tuple[int, Mapping[Plan, Prediction]] | None = None  # after how many looks, and what
 
     def ask(self) -> Proposal | None:
         """What to measure next; None when a plan is confirmed, no plan is left, or a limit is reached."""
@@ -114,9 +120,17 @@ class Racing:
 
     def _now(self) -> _State:
         if self._state is None:
-            expected = self._predict(self._told) if self._predict is not None else {}
-            self._state = _State(self, [m for m in self._told if m.status != "interrupted"], expected)
+            told = [m for m in self._told if m.status != "interrupted"]
+            self._state = _State(self, told, self._foreseen([m for m in told if m.look and m.round == 1]))
         return self._state
+
+    def _foreseen(self, looks: Sequence[Measurement]) -> Mapping[Plan, Prediction]:
+        """Made anew after every look; what follows the looks is decided by measurement alone."""
+        if self._predict is None:
+            return {}
+        if self._expected is None or self._expected[0] != len(looks):
+            self._expected = len(looks), self._predict(looks)
+        return self._expected[1]
 
 
 class _State:
@@ -154,7 +168,10 @@ class _State:
         waiting = [plan for plan in race._plans if plan not in self._seen and not self._no_chance(plan)]
         if not waiting or not self._affordable():
             return None
-        plan = min(waiting, key=lambda p: (self._hope(p), race._plans[p]))
+        waiting.sort(key=lambda p: (self._hope(p), race._plans[p]))
+        plan = waiting[0] if race._pick is None else race._pick(waiting, self._told)
+        if plan is None:
+            return None
         return Proposal(plan, 1, race._look_at, self._cut_after_s(), look=True)
 
     def _affordable(self) -> bool:

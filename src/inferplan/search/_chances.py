@@ -9,10 +9,14 @@ import math
 from collections.abc import Mapping
 from statistics import median
 
+from ..cost import Prices
+from ..plan import Plan
 from ..predict import Prediction, Range
 from ..ranking import Objective, Ranked, figure, least
 from ..sequential import observed
 from ..sla import SLA, Constraint, Kind, format_quantity
+
+_MEASURED: Mapping[str, tuple[str, Kind]] = {"latency": ("latency", "time"), "memory": ("peak memory", "memory")}
 
 
 def score(r: Ranked, objective: Objective) -> float:
@@ -45,6 +49,64 @@ def hopeless(r: Ranked, sla: SLA) -> str:
         shown = format_quantity(constraint.metric.kind, closest)
         return f"all {len(known)} requests are beyond {constraint}, the nearest with {shown}"
     return ""
+
+
+def foreseen(expected: Prediction, objective: Objective, prices: Prices, cores: float) -> Range:
+    """What is minimised, as predicted: seconds, bytes, or USD-hours a request in units that compare with each other."""
+    if objective.metric == "memory":
+        return expected.peak_bytes
+    if objective.metric == "latency":
+        return expected.latency_s
+    vcpus = min(float(expected.plan.threads), cores)
+    return Range(
+        *(
+            (vcpus * prices.usd_per_vcpu_hour + b / 2**30 * prices.usd_per_gb_hour) * s
+            for b, s in (
+                (getattr(expected.peak_bytes, end), getattr(expected.latency_s, end))
+                for end in ("low", "value", "high")
+            )
+        )
+    )
+
+
+def no_chance(
+    plan: Plan,
+    expected: Mapping[Plan, Prediction],
+    best: Ranked | None,
+    *,
+    sla: SLA,
+    objective: Objective,
+    prices: Prices,
+    cores: float,
+    memory_bytes: float,
+) -> str:
+    """Why even the optimistic end of what is expected of `plan` cannot win; empty where it may, or is not known.
+
+    Args:
+        best: of the plans that were looked at.
+        memory_bytes: that a plan may have.
+    """
+    own = expected.get(plan)
+    if own is None:
+        return ""
+    if own.peak_bytes.low > memory_bytes:
+        return predicted("peak memory", own.peak_bytes, "memory", memory_bytes, "are granted here")
+    for constraint in sla.constraints:
+        if why := out_of_reach(constraint, own):
+            return why
+    if best is None:
+        return ""
+    mine, measured = foreseen(own, objective, prices, cores), score(best, objective)
+    if objective.metric == "cost":  # in other units than what is measured: compared as expected
+        ahead = expected.get(best.plan)
+        measured = math.inf if ahead is None else foreseen(ahead, objective, prices, cores).value
+        if mine.low < measured:
+            return ""
+        return f"not started: predicted to cost {mine.low / measured:.2f}x what {best.plan} does, at the least"
+    if mine.low < measured:
+        return ""
+    name, kind = _MEASURED[objective.metric]
+    return predicted(name, mine, kind, measured, f"{best.plan} was seen to take")
 
 
 def out_of_reach(constraint: Constraint, expected: Prediction) -> str:

@@ -60,9 +60,17 @@ def at_random(seed: int | str, first: int = FIRST) -> Pick:
 
 
 def optuna_pick(
-    kind: Kind, plans: Sequence[Plan], sla: SLA, objective: Objective, prices: Prices, cores: float, seed: int | str
+    kind: Kind,
+    plans: Sequence[Plan],
+    sla: SLA,
+    objective: Objective,
+    prices: Prices,
+    cores: float,
+    seed: int | str,
+    *,
+    first: int = FIRST,
 ) -> Pick:
-    """Looks at the first `FIRST` plans in the order in which they are expected to win, then at what Optuna suggests.
+    """Looks at the `first` plans in the order in which they are expected to win, then at what Optuna suggests.
 
     Optuna sees every axis on which the plans differ as a categorical parameter, what the looks showed (of requests
     that were cut short, as far as they ran), and how far beyond each limit of the SLA that is. A suggestion that is no
@@ -77,17 +85,20 @@ def optuna_pick(
             place of memory where it is minimised.
         plans: all of the space.
         seed: of the sampler.
+        first: at least 1.
 
     Raises:
-        InputError: Optuna is not installed.
+        InputError: Optuna is not installed, or `first` is less than 1.
     """
+    if first < 1:
+        raise InputError(f"a sampler needs at least 1 plan to start from, not {first}")
     try:
         import optuna  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"the strategy {kind} needs Optuna, which cannot be imported ({error}): pip install inferplan[optuna]"
         ) from None
-    return _Suggested(kind, _Axes(plans), _Figures(kind, sla, objective, prices, cores), str(seed))
+    return _Suggested(kind, _Axes(plans), _Figures(kind, sla, objective, prices, cores), str(seed), first)
 
 
 def _looks(told: Sequence[Measurement]) -> list[Measurement]:
@@ -189,10 +200,10 @@ class _Figures:
 class _Suggested:
     """Optuna's suggestions. What it keeps between calls is what it would make anew from the same looks."""
 
-    def __init__(self, kind: Kind, axes: _Axes, figures: _Figures, seed: str) -> None:
+    def __init__(self, kind: Kind, axes: _Axes, figures: _Figures, seed: str, first: int) -> None:
         from optuna.distributions import CategoricalDistribution
 
-        self._kind, self._axes, self._figures, self._seed = kind, axes, figures, seed
+        self._kind, self._axes, self._figures, self._seed, self._first = kind, axes, figures, seed, first
         self._parameters: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(values) for name, values in axes.choices.items()
         }
@@ -201,7 +212,7 @@ class _Suggested:
 
     def __call__(self, waiting: Sequence[Plan], told: Sequence[Measurement]) -> Plan | None:
         looks = [look for look in _looks(told) if look.plan in self._axes]
-        if len(looks) < FIRST or len(waiting) < 2:
+        if len(looks) < self._first or len(waiting) < 2:
             return waiting[0] if waiting else None
         with _quiet():
             self._learn(looks)
@@ -226,7 +237,10 @@ class _Suggested:
             self._worst = [max(a, b) for a, b in both] if self._known else list(known.values)
             self._known[look.plan] = known
             self._study.enqueue_trial(self._axes.of(look.plan))
-            _answer(self._study, self._study.ask(self._parameters), known)
+            trial = self._study.ask(self._parameters)
+            if self._kind == "nsga2":
+                _ = trial.relative_params  # Optuna counts a trial to a generation only where it has sampled for it
+            _answer(self._study, trial, known)
             self._learned.append(look)
 
     def _suggest(self, waiting: Sequence[Plan]) -> Plan:
@@ -246,7 +260,7 @@ class _Suggested:
     def _new(self) -> Study:
         import optuna
 
-        directions = ["minimize"] * self._figures.count
+        directions: list[Literal["minimize", "maximize"]] = ["minimize"] * self._figures.count
         return optuna.create_study(directions=directions, sampler=self._sampler(0))
 
     def _sampler(self, count: int) -> BaseSampler:
@@ -255,7 +269,7 @@ class _Suggested:
 
         seed = int.from_bytes(hashlib.blake2b(f"{self._seed} {count}".encode(), digest_size=4).digest(), "big")
         if self._kind == "tpe":
-            return TPESampler(n_startup_trials=FIRST, seed=seed)
+            return TPESampler(n_startup_trials=self._first, seed=seed)
         return NSGAIISampler(population_size=POPULATION, seed=seed)
 
 

@@ -14,14 +14,14 @@ from statistics import median
 from ..cost import Prices
 from ..measurement import Measurement
 from ..plan import Plan
-from ..predict import Prediction, Range
+from ..predict import Prediction
 from ..ranking import Objective, Ranked, judged, least, order, sure
 from ..result import results
 from ..sequential import processes_needed
-from ..sla import SLA, Kind
+from ..sla import SLA
 from ..stats import MIN_PROCESSES, TIE_WITHIN
 from . import Proposal
-from ._chances import hopeless, out_of_reach, predicted, score
+from ._chances import foreseen, hopeless, no_chance, score
 from .exhaustive import interleaved
 from .limits import NO_LIMITS, Limits
 
@@ -42,7 +42,6 @@ FINAL_WITHIN = 1.20
 FINALISTS = 4
 _FINAL_ROUND = 3  # the first; round 1 is the look, round 2 the heat
 _DROP_AFTER = 3  # rounds of the final before a finalist may be shown to be the slower one
-_MEASURED: Mapping[str, tuple[str, Kind]] = {"latency": ("latency", "time"), "memory": ("peak memory", "memory")}
 _PATIENCE = 2.0  # times the processes that a verdict needs at the least; then it stays undecided
 
 
@@ -199,51 +198,22 @@ class _State:
 
     def _hope(self, plan: Plan) -> float:
         """What the objective is expected to be; without a prediction all are alike."""
-        expected = self._expected.get(plan)
-        return 0.0 if expected is None else self._foreseen(plan, expected).value
-
-    def _foreseen(self, plan: Plan, expected: Prediction) -> Range:
-        objective, race = self._race._objective.metric, self._race
-        if objective == "memory":
-            return expected.peak_bytes
-        if objective == "latency":
-            return expected.latency_s
-        vcpus = min(float(plan.threads), race._cores)
-        return Range(
-            *(
-                (vcpus * race._prices.usd_per_vcpu_hour + b / 2**30 * race._prices.usd_per_gb_hour) * s
-                for b, s in (
-                    (getattr(expected.peak_bytes, end), getattr(expected.latency_s, end))
-                    for end in ("low", "value", "high")
-                )
-            )
-        )
+        expected, race = self._expected.get(plan), self._race
+        return 0.0 if expected is None else foreseen(expected, race._objective, race._prices, race._cores).value
 
     def _no_chance(self, plan: Plan) -> str:
         """Why a plan that was not started is not worth it: what is expected of it at its best; empty if it is."""
-        expected = self._expected.get(plan)
-        if expected is None:
-            return ""
         race = self._race
-        if expected.peak_bytes.low > race._memory_bytes:
-            return predicted("peak memory", expected.peak_bytes, "memory", race._memory_bytes, "are granted here")
-        for constraint in race._sla.constraints:
-            if why := out_of_reach(constraint, expected):
-                return why
-        if self._best is None:
-            return ""
-        ahead = self._expected.get(self._best.plan)
-        mine, measured = self._foreseen(plan, expected), score(self._best, race._objective)
-        if race._objective.metric == "cost":  # in other units than what is measured: compared as expected
-            measured = self._foreseen(self._best.plan, ahead).value if ahead is not None else math.inf
-        if mine.low < measured:
-            return ""
-        if race._objective.metric == "cost":
-            return (
-                f"not started: predicted to cost {mine.low / measured:.2f}x what {self._best.plan} does, at the least"
-            )
-        name, kind = _MEASURED[race._objective.metric]
-        return predicted(name, mine, kind, measured, f"{self._best.plan} was seen to take")
+        return no_chance(
+            plan,
+            self._expected,
+            self._best,
+            sla=race._sla,
+            objective=race._objective,
+            prices=race._prices,
+            cores=race._cores,
+            memory_bytes=race._memory_bytes,
+        )
 
     # The heat
 

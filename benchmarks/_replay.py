@@ -1,8 +1,10 @@
 """A recorded space that stands in for the machine: searches run against it in milliseconds.
 
 Owns reading the record and drawing from it. Each process that a search asks for is one of the recorded processes of
-that plan, drawn anew, so that noise between processes and within them is that of the machine it was recorded on. Time
-is what the recorded process took: starting, loading, the requests asked for, and once for each artifact its conversion.
+that plan, drawn anew, so that noise between processes and within them is that of the machine it was recorded on. What
+is drawn follows from the seed, the plan and the round alone: strategies of one seed that ask for the same process get
+the same, and their difference is not one of luck. Time is what the recorded process took: starting, loading, the
+requests asked for, and once for each artifact its conversion.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import gzip
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +25,7 @@ from inferplan.rates import Rates
 from inferplan.search import Proposal
 from inferplan.shapes import Shape, shape_of
 
+_PLANS24 = {"engine": {"transformers"}, "model": {"distilgpt2", "gpt2"}, "precision": {"fp32", "int8"}}
 Row = Sequence[float]  # prompt, latency, TTFT, disturbed, cut, tokens
 
 
@@ -113,24 +116,57 @@ def _process(row: Mapping[str, Any]) -> Process:
     return Process("ok", "", around_s, row["startup_s"], row["load_s"], tuple(row["peaks"]), rows)
 
 
+def resized(space: Recorded, size: int, draw: random.Random) -> Recorded:
+    """`size` plans of the space; more than it has are copies under an option of their own, 0.7 to 1.3 times as slow."""
+    plans = list(space.plans)
+    if size <= len(plans):
+        kept = set(draw.sample(plans, size))
+        return replace(space, processes={plan: found for plan, found in space.processes.items() if plan in kept})
+    processes, converted = dict(space.processes), dict(space.converted_s)
+    while len(processes) < size:
+        # An option with a value for each time round: a value for each copy would tell samplers nothing but its name.
+        option = ("copy", len(processes) // len(plans))
+        for of in draw.sample(plans, min(len(plans), size - len(processes))):
+            copied, factor = replace(of, options=(*of.options, option)), draw.uniform(0.7, 1.3)
+            processes[copied] = [_scaled(process, factor) for process in space.processes[of]]
+            converted[copied] = space.converted_s[of]
+    return replace(space, processes=processes, converted_s=converted)
+
+
+def of_benchmark(space: Recorded) -> Recorded:
+    """The plans of `benchmark.py` alone."""
+    kept = {
+        plan: found
+        for plan, found in space.processes.items()
+        if all(getattr(plan, axis) in values for axis, values in _PLANS24.items()) and not plan.options
+    }
+    return replace(space, processes=kept)
+
+
+def _scaled(process: Process, factor: float) -> Process:
+    found = {
+        prompt: [(row[0], row[1] * factor, row[2] * factor, *row[3:]) for row in of]
+        for prompt, of in process.rows.items()
+    }
+    return replace(process, rows=found)
+
+
 @dataclass(slots=True)
 class Replay:
     """The machine of one search.
 
     Attributes:
+        drawn: what was measured before with this seed; strategies that share it are told the same objects.
         spent_s: what the search has taken so far, conversions apart.
         converting_s: the conversions that it made necessary.
     """
 
     space: Recorded
     seed: int
+    drawn: dict[Proposal, Measurement] = field(default_factory=dict)
     spent_s: float = 0.0
     converting_s: float = 0.0
-    _random: random.Random = field(init=False)
     _made: set[tuple[Any, ...]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
 
     def measure(self, asked: Proposal) -> Measurement:
         """What came of a proposal."""
@@ -139,16 +175,23 @@ class Replay:
         if made not in self._made:
             self._made.add(made)
             self.converting_s += self.space.converted_s[plan]
-        process = self._random.choice(self.space.processes[plan])
+        if asked not in self.drawn:
+            self.drawn[asked] = self._draw(asked)
+        measured = self.drawn[asked]
+        self.spent_s += measured.wall_s
+        return measured
+
+    def _draw(self, asked: Proposal) -> Measurement:
+        plan = asked.plan
+        draw = random.Random(f"{self.seed} {asked.round} {plan.id}")
+        process = draw.choice(self.space.processes[plan])
         if not process.ok:
-            self.spent_s += process.around_s
             status: Any = process.status
             return Measurement(plan, asked.round, status, process.reason, wall_s=process.around_s, look=asked.look)
+        drawn = {place: draw.choice(rows) for place, rows in sorted(process.rows.items())}
         places = tuple(process.rows) if asked.prompts is None else asked.prompts
         lengths = self.space.prompt_tokens[plan.model]
-        samples = tuple(self._sample(process, place, lengths[place], asked.cut_after_s) for place in places)
-        wall_s = process.around_s + sum(s.latency_s for s in samples)
-        self.spent_s += wall_s
+        samples = tuple(_sample(drawn[place], lengths[place], asked.cut_after_s) for place in places)
         return Measurement(
             plan,
             asked.round,
@@ -157,18 +200,19 @@ class Replay:
             memory=Memory(*process.peaks),
             startup_s=process.startup_s,
             load_s=process.load_s,
-            wall_s=wall_s,
+            wall_s=process.around_s + sum(s.latency_s for s in samples),
             look=asked.look,
         )
 
-    def _sample(self, process: Process, place: int, prompt_tokens: int, cut_after_s: float | None) -> Sample:
-        prompt, latency, first, _, was_cut, tokens = self._random.choice(process.rows[place])
-        count = int(tokens)
-        step = (latency - first) / max(count - 1, 1)
-        times = [first + step * i for i in range(count)]
-        cut = bool(was_cut)
-        if cut_after_s is not None and latency > cut_after_s:
-            kept = [t for t in times if t <= cut_after_s]
-            times = times[: len(kept) + 1]  # a request is ended at the token that came too late
-            latency, cut = times[-1], True
-        return Sample(int(prompt), 0.0, latency, tuple(times), prompt_tokens, cut=cut)
+
+def _sample(row: Row, prompt_tokens: int, cut_after_s: float | None) -> Sample:
+    prompt, latency, first, _, was_cut, tokens = row
+    count = int(tokens)
+    step = (latency - first) / max(count - 1, 1)
+    times = [first + step * i for i in range(count)]
+    cut = bool(was_cut)
+    if cut_after_s is not None and latency > cut_after_s:
+        kept = [t for t in times if t <= cut_after_s]
+        times = times[: len(kept) + 1]  # a request is ended at the token that came too late
+        latency, cut = times[-1], True
+    return Sample(int(prompt), 0.0, latency, tuple(times), prompt_tokens, cut=cut)

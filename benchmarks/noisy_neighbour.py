@@ -1,0 +1,159 @@
+"""Whether a busy neighbour changes what a race chooses: `inferplan optimize` on a quiet machine and beside two others.
+
+One neighbour keeps a core busy for half of the time, in turns of --period seconds; the other streams through memory
+without a pause, on whichever core it is given. Each race is the command that a user would type, in a store of its own;
+the rates of the machine come from the first, quiet one. It is run as usual, where requests that the neighbour
+disturbed are set aside, and with --no-watch, where each of them counts. Afterwards, on the quiet machine, every plan
+that won beside a neighbour is run against the one that won without, interleaved, and paired by round and prompt: the
+same within the tie rule (3%, or no difference shown) or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _common import header, latencies, make_ready, ratio_of, say, show_ratio
+
+from inferplan import machine, measure
+from inferplan.plan import Plan
+from inferplan.stats import TIE_WITHIN
+
+ENGINES = ("transformers", "llamacpp", "openvino", "ctranslate2", "onnxruntime")
+NEIGHBOURS = ("core", "memory")
+_STREAMED_BYTES = 256 << 20  # far beyond any cache of this size of machine
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """How one race ended: the plan it chose, or None and what it said instead."""
+
+    neighbour: str
+    watched: bool
+    winner: Plan | None
+    p50_s: float | None
+    outcome: str
+    processes: int
+    seconds: float
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--be"]:
+        be(sys.argv[2], float(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["distilgpt2", "gpt2", "smollm2-135m-instruct"])
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES))
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "int8", "int4"])
+    parser.add_argument("--threads", nargs="+", default=["1", "2", "4"])
+    parser.add_argument("--sla", default="p50<=1500ms")
+    parser.add_argument("--period", type=float, default=4.0, help="seconds: half of it busy, half of it not")
+    parser.add_argument("--rounds", type=int, default=4, help="of the comparison at the end")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as kept:
+        store = Path(kept) / "races.db"
+        races = [race("none", True, store, arguments)]
+        races += [race(name, watched, store, arguments) for name in NEIGHBOURS for watched in (True, False)]
+    print("| neighbour | disturbed requests | outcome | chosen plan | p50 | processes | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for one in races:
+        p50 = "-" if one.p50_s is None else f"{1000 * one.p50_s:.0f} ms"
+        counted = "set aside" if one.watched else "count"
+        print(
+            f"| {one.neighbour} | {counted} | {one.outcome} | {one.winner or '-'} | {p50} "
+            f"| {one.processes} | {one.seconds:.0f} |"
+        )
+    against_each_other(races, arguments)
+
+
+def race(neighbour: str, watched: bool, store: Path, arguments: argparse.Namespace) -> Race:
+    """One race, beside `neighbour`, as its own command."""
+    command = [sys.executable, "-m", "inferplan", "optimize", "--json", "--quiet", "--store", str(store)]
+    command += ["--sla", arguments.sla, "--kv-cache", "on"]
+    for flag in ("models", "engines", "precisions", "threads"):
+        command += [f"--{flag}", *getattr(arguments, flag)]
+    command += [] if watched else ["--no-watch"]
+    say(f"neighbour {neighbour}, {'watched' if watched else 'not watched'}")
+    with beside(neighbour, arguments.period):
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
+    if done.returncode not in (0, 3, 4):
+        raise SystemExit(done.stderr[-2000:])
+    told: dict[str, Any] = json.loads(done.stdout)
+    winner = told["selection"]["winner"]
+    return Race(
+        neighbour,
+        watched,
+        None if winner is None else Plan.parse(winner["plan_id"]),
+        None if winner is None else winner["p50_s"],
+        told["selection"]["outcome"],
+        len(told["study"]["measurements"]),
+        seconds,
+    )
+
+
+@contextmanager
+def beside(neighbour: str, period_s: float) -> Iterator[None]:
+    """The neighbour, as long as the block lasts."""
+    if neighbour == "none":
+        yield
+        return
+    busy = subprocess.Popen([sys.executable, __file__, "--be", neighbour, str(period_s)])
+    try:
+        time.sleep(1.0)
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def be(neighbour: str, period_s: float) -> None:
+    """Be a neighbour until killed."""
+    if neighbour == "core":
+        os.sched_setaffinity(0, [sorted(machine.preferred_cpus())[0]])
+        while True:
+            end = time.perf_counter() + period_s / 2
+            while time.perf_counter() < end:
+                pass
+            time.sleep(period_s / 2)
+    import numpy as np
+
+    data = np.ones(_STREAMED_BYTES // 8)
+    while True:
+        data.sum()
+
+
+def against_each_other(races: Sequence[Race], arguments: argparse.Namespace) -> None:
+    """Each winner beside a neighbour against the quiet one, on the machine as it is now."""
+    quiet = races[0].winner
+    others = list(dict.fromkeys(r.winner for r in races[1:] if r.winner is not None and r.winner != quiet))
+    if quiet is None or not others:
+        print("\nno other plan was chosen beside a neighbour" if quiet else "\nthe quiet race chose no plan")
+        return
+    plans = [quiet, *others]
+    bench = make_ready(list(dict.fromkeys(plan.model for plan in plans)), plans, 64)
+    print("\n" + header(bench.checkpoints, 64))
+    watch = measure.Watch(cores=machine.detect().cores_granted)
+    taken: dict[Plan, list[measure.Measurement]] = {plan: [] for plan in plans}
+    for round_ in range(1, arguments.rounds + 1):
+        for plan in plans if round_ % 2 else plans[::-1]:
+            taken[plan].append(measure.measure(bench.trial(plan, round_), bench.infos[plan.engine], watch))
+    for plan in others:
+        ratio = ratio_of(latencies(taken[plan]), latencies(taken[quiet]))
+        low, high = ratio.low or 0.0, ratio.high or float("inf")
+        tie = low <= 1 <= high or abs((ratio.value or 0.0) - 1) <= TIE_WITHIN
+        print(show_ratio(f"latency of {plan} over {quiet}, quiet", ratio) + (": a tie" if tie else ": no tie"))
+
+
+if __name__ == "__main__":
+    main()

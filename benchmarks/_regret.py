@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Steps = Sequence[tuple[float, float]]
 """When the incumbent changed, in seconds, and its true regret since then: 0.02 is 2% above the optimum."""
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""Of the exhaustive time, at which the regret is printed."""
+"""Of the time of every plan once, at which the regret is printed."""
 LEVEL = 0.95
 # Okabe and Ito's palette, which holds under the common colour blindnesses; the dashes tell them apart without it.
 _LINES = (
@@ -74,7 +74,7 @@ def regret_at(steps: Steps, seconds: float) -> float | None:
 
 
 def mean_at(many: Sequence[Steps], whole_s: Sequence[float], share: float) -> float | None:
-    """Mean regret over seeds at a share of each one's exhaustive time; None while some seed has no incumbent."""
+    """Mean regret over seeds at a share of each one's `whole_s`; None while some seed has no incumbent."""
     found = [regret_at(steps, share * seconds) for steps, seconds in zip(many, whole_s, strict=True)]
     known = [regret for regret in found if regret is not None]
     return sum(known) / len(known) if found and len(known) == len(found) else None
@@ -96,7 +96,7 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, fl
 
 
 def rows(size: int, steps: Mapping[str, Sequence[Steps]], whole_s: Sequence[float]) -> list[str]:
-    """Rows of a table: at some shares of the exhaustive time, each strategy's mean regret, and the first's less it."""
+    """Rows of a table: at some shares of `whole_s`, each strategy's mean regret, and the first's less it."""
     first = next(iter(steps))
     lines = []
     for share in SHARES:
@@ -116,7 +116,7 @@ def rows(size: int, steps: Mapping[str, Sequence[Steps]], whole_s: Sequence[floa
 
 
 def chart(panels: Mapping[int, tuple[Mapping[str, Sequence[Steps]], Sequence[float]]], path: Path) -> None:
-    """Mean regret against the share of the exhaustive time, a panel a size, as an SVG file.
+    """Mean regret against the share of `whole_s`, a panel a size, as an SVG file.
 
     Args:
         panels: by size, what `rows` takes.
@@ -165,5 +165,5 @@ def _draw(axes: Axes, size: int, steps: Mapping[str, Sequence[Steps]], whole_s: 
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.set_title(f"{size} plans", fontsize=9)
-    axes.set_xlabel("share of the exhaustive time")
+    axes.set_xlabel("share of the time that every plan once takes")
     axes.grid(which="major", alpha=0.25)

@@ -60,6 +60,7 @@ class Recorded:
         processes: by plan, in the order of the space.
         prompt_tokens: by model, the length of each prompt.
         converted_s: seconds of making what a plan loads; 0 where it is loaded as it is.
+        rates_s: seconds that measuring the rates took.
     """
 
     about: Mapping[str, Any]
@@ -68,6 +69,7 @@ class Recorded:
     shapes: Mapping[str, Shape]
     prompt_tokens: Mapping[str, Sequence[int]]
     rates: Rates
+    rates_s: float
     cores: float
     max_tokens: int
 
@@ -77,12 +79,9 @@ class Recorded:
         return tuple(self.processes)
 
     def true_p50_s(self, plan: Plan) -> float | None:
-        """The median over the recorded processes of the plan of their median latencies; None where it failed."""
-        found = [
-            median(median(row[1] for row in rows) for rows in process.rows.values())
-            for process in self.processes[plan]
-            if process.ok
-        ]
+        """The median over all its recorded processes, each prompt of each counting once; None where it failed."""
+        ok = [process for process in self.processes[plan] if process.ok]
+        found = [median(row[1] for row in rows) for process in ok for rows in process.rows.values()]
         return median(found) if found else None
 
 
@@ -100,6 +99,7 @@ def read_space(path: Path) -> Recorded:
         shapes={name: shape_of(model["config"]) for name, model in data["models"].items()},
         prompt_tokens={name: model["prompt_tokens"] for name, model in data["models"].items()},
         rates=decode(Rates, data["rates"]),
+        rates_s=data["rates_s"],
         cores=data["cores"],
         max_tokens=data["max_tokens"],
     )

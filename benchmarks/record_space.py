@@ -94,7 +94,9 @@ def pack(arguments: argparse.Namespace) -> None:
         if measurement.plan in measured:
             measured[measurement.plan].append(measurement)
     starts = [m.started_at for found in measured.values() for m in found]
-    here = machine.detect()
+    here, before = machine.detect(), time.perf_counter()
+    measured_rates = rates.measure(here, tell=say)
+    rates_s = time.perf_counter() - before
     data = {
         "format": "inferplan recorded space",
         "version": 1,
@@ -103,7 +105,8 @@ def pack(arguments: argparse.Namespace) -> None:
         "recorded": [time.strftime("%Y-%m-%d %H:%M", time.gmtime(t)) for t in (min(starts), max(starts))],
         "libraries": libraries,
         "max_tokens": arguments.tokens,
-        "rates": encode(rates.measure(here, tell=say)),
+        "rates": encode(measured_rates),
+        "rates_s": _short(rates_s),
         "models": {name: _model(bench, name) for name in arguments.models},
         "plans": [_plan(plan, found) for plan, found in measured.items() if found],
     }

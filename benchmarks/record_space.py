@@ -1,7 +1,8 @@
 """Records a whole space of plans, several processes each, for the simulator: `benchmarks/data/space.json.gz`.
 
 Every plan runs in fresh processes, one a round, in an order drawn anew for each round, as an exhaustive study would
-run it. Each process is written to --keep as it ends: run again with the same file, it goes on where it was, so that
+run it. Plans without a KV cache take most of the time: `--kv-cache on --rounds 4` gives the others more processes, into
+the same file. Each process is written to --keep as it ends: run again with the same file, it goes on where it was, so that
 hours of recording may be divided. A request that runs longer than --cut seconds is ended and kept as a lower bound.
 With --pack nothing is measured: what was kept is written compactly, with the machine, its rates, the dates and the
 versions.
@@ -41,6 +42,7 @@ def space_of(arguments: argparse.Namespace) -> tuple[list[Plan], dict[str, str]]
         tuple(arguments.engines),
         tuple(arguments.precisions),
         tuple(arguments.threads),
+        tuple(text == "on" for text in arguments.kv_cache),
         options=tuple(terms.option_of(text) for text in arguments.option),
     )
     space = terms.fitted(asked, infos)
@@ -163,6 +165,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8", "int4"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--kv-cache", nargs="+", default=["on", "off"], choices=["on", "off"])
     parser.add_argument("--option", action="append", default=[], metavar="NAME=V1,V2", help="as for `optimize`")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import pytest
 
 from factories import measurement
+from inferplan.accuracy import errors
 from inferplan.errors import InputError, UnknownNameError
 from inferplan.plan import Plan
-from inferplan.predict import Observation, Prediction, Predictor, errors, observations
+from inferplan.predict import Observation, Prediction, Predictor, observations
 from inferplan.rates import Rate, Rates
 from inferplan.result import results
 from inferplan.shapes import Shape, shape_of

@@ -1,7 +1,7 @@
-"""Prediction: what a plan would take before it is run, and how far off such predictions are.
+"""Prediction: what a plan would take before it is run.
 
-Owns what is predicted, with which interval, and the error of it. Leaves what is seen to `_observed`, the terms
-to `_roofline`, learning to `_effects`, sizes to `shapes`, rates to `rates`. Pure functions.
+Owns what is predicted, and with which interval. Leaves how far off that was to `accuracy`, what is seen to
+`_observed`, the terms to `_roofline`, learning to `_effects`, sizes to `shapes`, rates to `rates`. Pure functions.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from . import _effects, _roofline
 from ._effects import Fit, Key, Row
@@ -24,16 +23,13 @@ from .shapes import Shape
 if TYPE_CHECKING:
     from ._effects import Array
 
-__all__ = ["Asked", "Compared", "Errors", "Observation", "Prediction", "Predictor", "Range", "errors", "observations"]
+__all__ = ["Asked", "Observation", "Prediction", "Predictor", "Range", "observations", "shown"]
 
 _QUANTILE = 0.90
 # |z| of a normal distribution at ten even steps: what intervals are calibrated with while little is measured.
 _PSEUDO = (0.06, 0.19, 0.32, 0.45, 0.60, 0.76, 0.93, 1.15, 1.44, 1.96)
 _NARROWEST = 1.2  # in standard deviations: below it, luck with few plans would be taken for certainty
 _SHARED = 0.5  # correlation of the errors of TTFT and TPOT of one plan
-
-Kind = Literal["plan", "model"]
-Quantity = Literal["latency", "ttft", "tpot", "peak", "startup"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +187,7 @@ class Predictor:
         guess = self._left_out()
         widths = {}
         for name in guess.log:
-            truths = ((place, _truth(one, name)) for place, one in enumerate(self.seen))
+            truths = ((place, shown(one, name)) for place, one in enumerate(self.seen))
             widths[name] = _width(
                 [abs(math.log(t) - guess.log[name][i]) / guess.sd[name][i] for i, t in truths if t is not None]
             )
@@ -275,7 +271,8 @@ def _with_latency(
     return log, sd
 
 
-def _truth(one: Observation, quantity: str) -> float | None:
+def shown(one: Observation, quantity: str) -> float | None:
+    """What was measured of `latency`, `ttft`, `tpot`, `peak` or `startup`; None where it is not known."""
     return {
         "latency": one.latency_s,
         "ttft": one.ttft_s,
@@ -319,85 +316,3 @@ class _Basis:
         if not near:
             text += f", {self._engines[plan.engine] or 'none'} of {plan.engine}, {self._all} in all"
         return text if plan.model in self._models else f"{text}; this model was never measured"
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One observation, and what was predicted of it without its plan, and without its whole model."""
-
-    seen: Observation
-    without_plan: Prediction
-    without_model: Prediction | None
-
-    def pair(self, kind: Kind, quantity: Quantity) -> tuple[float, Range] | None:
-        """What was measured and what was predicted; None where one of the two is missing."""
-        predicted = self.without_plan if kind == "plan" else self.without_model
-        truth = _truth(self.seen, quantity)
-        if predicted is None or truth is None:
-            return None
-        ranges = {
-            "latency": predicted.latency_s,
-            "ttft": predicted.ttft_s,
-            "tpot": predicted.tpot_s,
-            "peak": predicted.peak_bytes,
-            "startup": predicted.startup_s,
-        }
-        return truth, ranges[quantity]
-
-
-@dataclass(frozen=True, slots=True)
-class Errors:
-    """Predicted against measured. All figures are None where there is nothing to make them of."""
-
-    compared: tuple[Compared, ...]
-
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """Engines that were measured, by name."""
-        return tuple(sorted({one.seen.plan.engine for one in self.compared}))
-
-    def mape(self, kind: Kind, quantity: Quantity, engine: str | None = None) -> float | None:
-        """Mean of |predicted - measured| over measured, of all plans or one engine's."""
-        found = self._pairs(kind, quantity, engine)
-        return fmean(abs(r.value - truth) / truth for truth, r in found) if found else None
-
-    def coverage(self, kind: Kind, quantity: Quantity, engine: str | None = None) -> float | None:
-        """Share of what was measured that lies in its interval; 0.9 is what the interval claims."""
-        found = self._pairs(kind, quantity, engine)
-        return fmean(r.low <= truth <= r.high for truth, r in found) if found else None
-
-    def recall(self, kind: Kind, top: int = 5) -> float | None:
-        """Share of the `top` fastest plans of each model that are among the `top` predicted to be; mean over models.
-
-        None unless some model has more than `top` plans.
-        """
-        shares = []
-        for model in sorted({one.seen.plan.model for one in self.compared}):
-            of = [pair for one in self.compared if one.seen.plan.model == model and (pair := one.pair(kind, "latency"))]
-            if len(of) > top:
-                places = range(len(of))
-                fastest = set(sorted(places, key=lambda i: of[i][0])[:top])
-                shares.append(len(fastest & set(sorted(places, key=lambda i: of[i][1].value)[:top])) / top)
-        return fmean(shares) if shares else None
-
-    def _pairs(self, kind: Kind, quantity: Quantity, engine: str | None) -> list[tuple[float, Range]]:
-        chosen = (one for one in self.compared if engine in (None, one.seen.plan.engine))
-        return [pair for one in chosen if (pair := one.pair(kind, quantity)) is not None]
-
-
-def errors(observations: Sequence[Observation], rates: Rates, shapes: Mapping[str, Shape]) -> Errors:
-    """How far off predictions are for plans, and for models, that were left out of the fit.
-
-    A model is left out by fitting without it. A plan is left out by the closed form of the fit, linearised
-    about its mode (`_effects.fit`): nearly what fitting again gives, in the time of one fit.
-    """
-    whole = Predictor.fit(observations, rates, shapes)
-    names = sorted({one.plan.model for one in whole.seen})
-    without: dict[int, Prediction] = {}
-    for name in names if len(names) > 1 else ():
-        learned = Predictor.fit([one for one in whole.seen if one.plan.model != name], rates, shapes)
-        for place, one in enumerate(whole.seen):
-            if one.plan.model == name:
-                without[place] = learned.predict(one.plan, one.prompt_tokens, one.output_tokens)
-    left_out = whole.left_out()
-    return Errors(tuple(Compared(one, left_out[i], without.get(i)) for i, one in enumerate(whole.seen)))

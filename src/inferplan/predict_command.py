@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from . import _files, _hub, fits, locks, machine, prepare, rates, terms
 from ._codec import encode
+from .accuracy import Errors, errors
 from .errors import InputError, ModelError, StoreError, UnknownNameError
 from .models import SHIPPED
 from .outlook import Answer, answer
 from .plan import Plan
-from .predict import Errors, Observation, Predictor, Range, errors, observations
+from .predict import Observation, Predictor, Range, observations
 from .selection import SLA, parse_sla
 from .shapes import Shape, shape_of
 from .sla import format_quantity

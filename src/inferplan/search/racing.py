@@ -92,6 +92,7 @@ class Racing:
         self._memory_bytes, self._limits = memory_bytes, limits
         self._told: list[Measurement] = list(done)
         self._state: _State | None = None
+        self._judged: dict[tuple[str, Plan, int], Ranked] = {}
         self._expected: tuple[int, Mapping[Plan, Prediction]] | None = None  # after how many looks, and what
 
     def ask(self) -> Proposal | None:
@@ -140,19 +141,24 @@ class _State:
         first = [m for m in told if m.look and m.round == 1]
         second = [m for m in told if m.look and m.round > 1]
         last = [m for m in told if not m.look]
-        self._seen = self._ranked(first)
-        self._heated = self._ranked(second)
-        self._finals = self._ranked(last)
+        self._seen = self._ranked("look", first)
+        self._heated = self._ranked("heat", second)
+        self._finals = self._ranked("final", last)
         self._alive = sorted(
             (r for r in self._seen.values() if r.eligible and not hopeless(r, race._sla)), key=self._key
         )
         self._best = self._alive[0] if self._alive else None
 
-    def _ranked(self, told: Sequence[Measurement]) -> dict[Plan, Ranked]:
-        race = self._race
-        plans = dict.fromkeys(m.plan for m in told)
-        found = results(plans, told)
-        return {r.plan: judged(r, race._sla, race._prices, race._cores) for r in found}
+    def _ranked(self, stage: str, told: Sequence[Measurement]) -> dict[Plan, Ranked]:
+        """By plan, its judgement by one stage; its measurements only grow in number, so each count is judged once."""
+        race, by_plan = self._race, dict[Plan, list[Measurement]]()
+        for m in told:
+            by_plan.setdefault(m.plan, []).append(m)
+        for plan, of in by_plan.items():
+            if (stage, plan, len(of)) not in race._judged:
+                (found,) = results([plan], of)
+                race._judged[stage, plan, len(of)] = judged(found, race._sla, race._prices, race._cores)
+        return {plan: race._judged[stage, plan, len(of)] for plan, of in by_plan.items()}
 
     def _key(self, r: Ranked) -> tuple[float, float, str]:
         return (score(r, self._race._objective), least(r.peak_bytes), r.plan.id)
@@ -337,8 +343,6 @@ class _State:
 
     def _rounds(self, plan: Plan) -> int:
         return sum(m.plan == plan and not m.look for m in self._told)
-
-    # What is told about it
 
     def remaining(self) -> int:
         looks = 0

@@ -2,10 +2,10 @@
 
 Every plan runs in fresh processes, one a round, in an order drawn anew for each round, as an exhaustive study would
 run it. Plans without a KV cache take most of the time: `--kv-cache on --rounds 4` gives the others more processes, into
-the same file. Each process is written to --keep as it ends: run again with the same file, it goes on where it was, so that
-hours of recording may be divided. A request that runs longer than --cut seconds is ended and kept as a lower bound.
-With --pack nothing is measured: what was kept is written compactly, with the machine, its rates, the dates and the
-versions.
+the same file. Each process is written to --keep as it ends: run again with the same file, it goes on where it was, so
+that hours of recording may be divided. A request that runs longer than --cut seconds is ended and kept as a lower
+bound. With --pack nothing is measured but the machine's rates: what was kept is written compactly, with these, the
+machine, the dates and the versions.
 """
 
 from __future__ import annotations

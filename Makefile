@@ -33,14 +33,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # Exit codes 3 (no plan meets the SLA) and 4 (undecided) answer the question that was asked: make says which
-# it was and succeeds. Anything else that is not 0 is an error. Scripts that need the code run benchmark.py.
-run: $(STAMP) ## measure 24 plans of distilgpt2 and gpt2 and choose one
-	@set -- $(BIN)/python benchmark.py --sla_ms 1500 --models distilgpt2 gpt2 --threads 1 2 4 --max_new_tokens 64; \
+# it was and succeeds. Anything else that is not 0 is an error. Scripts that need the code run inferplan.
+run: $(STAMP) ## race the plans of five engines and three models, and choose one
+	@set -- $(BIN)/inferplan optimize --sla "p50<=1500ms" --models distilgpt2 gpt2 smollm2-135m-instruct \
+	  --engines transformers llamacpp openvino ctranslate2 onnxruntime --precisions fp32 int8 int4 --threads 1 2 4 \
+	  --kv-cache on --out .; \
 	echo "$$*"; code=0; "$$@" || code=$$?; \
 	case $$code in \
 	  0) ;; \
-	  3) echo "make run: exit code 3 from benchmark.py: it ran to the end, and no plan meets the SLA" ;; \
-	  4) echo "make run: exit code 4 from benchmark.py: it ran to the end, and cannot tell with this many samples" ;; \
+	  3) echo "make run: exit code 3 from inferplan: it ran to the end, and no plan meets the SLA" ;; \
+	  4) echo "make run: exit code 4 from inferplan: it ran to the end, and cannot tell with this many samples" ;; \
 	  *) exit $$code ;; \
 	esac
 

@@ -90,7 +90,7 @@ def kept(path: Path) -> Iterable[tuple[Measurement, str]]:
 def pack(arguments: argparse.Namespace) -> None:
     """Write what was kept as one compact file."""
     plans, libraries = space_of(arguments)
-    bench = make_ready(arguments.models, [], arguments.tokens, arguments.prompts)
+    bench = make_ready(arguments.models, plans[:1], arguments.tokens, arguments.prompts)  # for their token ids
     measured: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
     for measurement, _ in kept(arguments.keep):
         if measurement.plan in measured:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import compare as comparing
 from . import doctor as doctors
-from . import locks, measure, prepare, report, strategies, terms, validity
+from . import locks, measure, prepare, report, reuse, strategies, terms, validity
 from ._codec import encode
 from .engines import HIDDEN, engine_names
 from .errors import InputError, StoreError
@@ -50,6 +50,8 @@ def optimize(arguments: Arguments) -> int:
     """`inferplan optimize`."""
     if arguments.resume is not None and arguments.study_file is not None:
         raise InputError("give either --study, which begins a study, or --resume, which goes on with one")
+    if arguments.resume is not None and arguments.reuse:
+        raise InputError("give --reuse when a study begins: one that is resumed goes on with what it took over then")
     if arguments.sla is None and arguments.resume is None:
         raise InputError('give at least one --sla, such as --sla "p50<=1500ms"')
     return _search(arguments, terms.new_sla(arguments))
@@ -237,11 +239,13 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             study = replace(study, checkpoints=terms.checkpoints(study, infos, tell, _warn), finished=False)
             ready = prepare.prepare(study.checkpoints, study.workload, study.plans, infos, tell)
             save_header(store, study)
-            search = _search_of(study, ready, store, tell)
-            progress = Progress(study, style)
+            watch = _watch(study)
             try:
+                study = reuse.taken_over(study, store, ready, infos, watch=watch, tell=tell)
+                search = _search_of(study, ready, store, tell)
+                progress = Progress(study, style)
                 with progress.showing():
-                    study = run(study, store, ready, infos, watch=_watch(study), search=search, notify=progress)
+                    study = run(study, store, ready, infos, watch=watch, search=search, notify=progress)
             except KeyboardInterrupt:
                 return _interrupted(store, study.id, arguments)
             except StoreError:
@@ -254,7 +258,8 @@ def _search_of(study: Study, ready: Ready, store: Store, tell: Tell) -> Search:
     """The search that the study asks for; a race first learns the rates of this machine."""
     if said := strategies.announced(study):
         tell(said)
-    return strategies.search_for(study, ready, strategies.expected(study, ready, store, tell))
+    asked = replace(study, settings=reuse.unpaid(study))
+    return strategies.search_for(asked, ready, strategies.expected(study, ready, store, tell))
 
 
 def _warn(text: str) -> None:

@@ -147,7 +147,7 @@ def run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool 
 def search_flags(parser: argparse.ArgumentParser, offered: bool = True) -> None:
     """How the space is searched, and for how long; where that is not `offered`, every plan is measured."""
     if not offered:  # not as defaults beside flags: `cli` would take them for given, and a study file for overruled
-        parser.set_defaults(strategy="exhaustive", budget=None, max_trials=None)
+        parser.set_defaults(strategy="exhaustive", budget=None, max_trials=None, reuse=False)
         return
     group = parser.add_argument_group("search")
     group.add_argument(
@@ -162,6 +162,12 @@ def search_flags(parser: argparse.ArgumentParser, offered: bool = True) -> None:
         "--budget", metavar="TIME", help="stop measuring after 90s, 5m or 1h; what is best then is what you get"
     )
     group.add_argument("--max-trials", type=int, metavar="N", help="start so many processes at most")
+    group.add_argument(
+        "--reuse",
+        action="store_true",
+        help="take over what earlier studies in the store measured of the same plans, with the same requests, weights, "
+        "library versions and machine; the best of these plans is measured again first, to see whether it still holds",
+    )
 
 
 def output_flags(parser: argparse.ArgumentParser, out_default: str | None = None) -> None:

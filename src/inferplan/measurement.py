@@ -254,6 +254,7 @@ class Measurement:
         converted: the artifact that was loaded; None for a checkpoint that is loaded as it is.
         look: whether it was a look, by which a search rules plans out: few requests perhaps, cut short
             perhaps. No figure of a plan that was measured for its own sake rests on its looks.
+        reused_from: id of the earlier study that measured it, where it was taken over; else empty.
     """
 
     plan: Plan
@@ -271,6 +272,7 @@ class Measurement:
     libraries: Mapping[str, str] = field(default_factory=dict)
     converted: Converted | None = None
     look: bool = False
+    reused_from: str = ""
 
     @property
     def clean(self) -> tuple[Sample, ...]:

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -304,6 +304,17 @@ class Store:
                 raise StoreError(f"the store {self.path} has no trial {trial} any more: its study was deleted")
             return replace(decode(Measurement, json.loads(row[0])), samples=self._samples(trial))
 
+    def add_measurements(self, study: str, header: Mapping[str, Any], measurements: Sequence[Measurement]) -> None:
+        """Keep measurements with all their samples and replace the study's header: all of it or nothing.
+
+        Raises:
+            UnknownNameError: there is no such study.
+        """
+        with self._transaction():
+            self._check(study)
+            self._insert_whole(study, measurements)
+            self._db.execute("UPDATE study SET header = ? WHERE id = ?", (_json(header), study))
+
     def costs(self, study: str) -> tuple[Cost, ...]:
         """What each process of the study that ended well took, without reading its samples whole.
 
@@ -371,10 +382,7 @@ class Store:
                     f"Delete it first, or import into another file with --store."
                 )
             self._insert_study(id, header, bool(data["finished"]), float(data["created_at"]))
-            for measurement in measurements:
-                trial = self._insert_trial(id, measurement)
-                for sample in measurement.samples:
-                    self._insert_sample(trial, sample)
+            self._insert_whole(id, measurements)
         return id
 
     # --- inside ---
@@ -477,6 +485,12 @@ class Store:
         )
         assert done.lastrowid is not None
         return done.lastrowid
+
+    def _insert_whole(self, study: str, measurements: Sequence[Measurement]) -> None:
+        for measurement in measurements:
+            trial = self._insert_trial(study, measurement)
+            for sample in measurement.samples:
+                self._insert_sample(trial, sample)
 
     def _insert_sample(self, trial: int, sample: Sample) -> None:
         self._db.execute(

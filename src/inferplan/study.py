@@ -60,6 +60,7 @@ class Settings:
         strategy: how the space is searched, one of `STRATEGIES`.
         budget_s: seconds of measuring, at most; None: as long as the strategy takes.
         max_trials: processes, at most; None: as many as the strategy takes.
+        reuse: take over what earlier studies measured, where that still holds; see `reuse`.
     """
 
     rounds: int = 2
@@ -75,6 +76,7 @@ class Settings:
     strategy: str = "exhaustive"
     budget_s: float | None = None
     max_trials: int | None = None
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -99,7 +101,8 @@ class Study:
     """One search: what was asked, where, and everything that was measured.
 
     `rejected` are the plans that no engine can run, with the reason; they are rows too. `left_out` are those
-    that the search was done with before they could be chosen.
+    that the search was done with before they could be chosen. `reuse` says what came of `Settings.reuse`, in a
+    sentence; it is empty until that is known.
     """
 
     id: str
@@ -117,6 +120,7 @@ class Study:
     left_out: tuple[tuple[Plan, str], ...] = ()
     measurements: tuple[Measurement, ...] = ()
     finished: bool = False
+    reuse: str = ""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -331,7 +335,7 @@ def run(
     while (proposal := search.ask()) is not None:
         plan, round_ = proposal.plan, proposal.round
         notify(PlanStarted(plan, round_, max(search.remaining - 1, 0)))
-        measurement = _take_one(study, store, ready, infos[plan.engine], proposal, watch, take, notify)
+        measurement = take_one(study, store, ready, infos[plan.engine], proposal, watch, take, notify)
         search.tell(measurement)
         study = replace(study, measurements=(*study.measurements, measurement), left_out=tuple(search.left_out.items()))
         notify(PlanDone(measurement, study))
@@ -340,7 +344,7 @@ def run(
     return study
 
 
-def _take_one(
+def take_one(
     study: Study,
     store: Store,
     ready: Ready,
@@ -350,7 +354,7 @@ def _take_one(
     take: Take,
     notify: Notify,
 ) -> Measurement:
-    """One process of one plan, its samples committed as they come."""
+    """One process of one plan, each sample committed to `store` as it comes."""
     plan, round_, started_at = proposal.plan, proposal.round, time.time()
     row = store.begin_trial(study.id, plan, round_, started_at)
     artifact = ready.artifact(plan)

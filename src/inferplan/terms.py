@@ -223,6 +223,7 @@ def settings_of(arguments: Arguments) -> Settings:
         trust_remote_code=arguments.trust_remote_code,
         watch_outside=not arguments.no_watch,
         strategy=arguments.strategy,
+        reuse=arguments.reuse,
         **_limits(arguments),
     )
 

@@ -184,6 +184,7 @@ def _result_row(report: Report, done: Measurement, sample: Sample, checkpoint: C
         "synthetic_weights": checkpoint is not None and checkpoint.synthetic,
         "concurrency": workload.concurrency,
         "study_id": report.study.id,
+        "reused_from": done.reused_from,
     }
 
 
@@ -230,6 +231,8 @@ def _summary_row(report: Report, row: Row) -> dict[str, Cell]:
         **_ran(row),
         **_converted(row),
         **_terms(report, row.checkpoint),
+        "reused_processes": len(row.reused),
+        "reused_from": "; ".join(dict.fromkeys(row.reused)),
     }
 
 
@@ -293,7 +296,7 @@ RESULT_COLUMNS = (
     *RESULTS_LEADING,
     *("engine", "precision", "device", "plan_id", "round", "prompt_index", "ttft_ms", "tpot_ms", "cpu_s"),
     *("disturbed", "cut", "started_at", "output_sha256", "process_status", "weights", "synthetic_weights"),
-    *("concurrency", "study_id"),
+    *("concurrency", "study_id", "reused_from"),
 )
 RAN_COLUMNS = (
     *("actual_dtype", "actual_weights", "actual_kernel", "actual_scheme", "actual_quantized_share"),
@@ -312,4 +315,5 @@ SUMMARY_COLUMNS = (
     *CONVERTED_COLUMNS,
     *("weights_provenance", "weights", "synthetic_weights"),
     *("prompt_length", "output_tokens_asked", "concurrency", "concurrency_text", "sla", "objective", "study_id"),
+    *("reused_processes", "reused_from"),
 )

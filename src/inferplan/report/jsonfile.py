@@ -38,6 +38,7 @@ def as_object(report: Report) -> dict[str, Any]:
         "selection": _selection(report.selection),
         "plans": [_plan(row) for row in report.rows],
         "recipe": report.recipe,
+        "reuse": report.study.reuse or None,
         "study": encode(report.study),
     }
 
@@ -130,6 +131,8 @@ def _plan(row: Row) -> dict[str, Any]:
         "oversubscribed": row.oversubscribed,
         "actual": encode(row.actual),
         "converted": encode(row.converted),
+        "reused_processes": len(row.reused),
+        "reused_from": list(dict.fromkeys(row.reused)),
         "synthetic_weights": row.synthetic,
         "weights": None if checkpoint is None else checkpoint.weights,
         "provenance": None if checkpoint is None else checkpoint.provenance,

@@ -68,6 +68,7 @@ class Row:
         p50_all, p95_all: the latency with the disturbed samples left in.
         process_spread: largest over smallest p50 of its processes.
         converted: the artifact that it loads; None where it loads the checkpoint as it is.
+        reused: for each of its processes that was taken over, the study that measured it.
     """
 
     plan: Plan
@@ -98,6 +99,7 @@ class Row:
     actual: Actual | None = None
     converted: Converted | None = None
     checkpoint: Checkpoint | None = None
+    reused: tuple[str, ...] = ()
 
     @property
     def not_started(self) -> bool:
@@ -181,4 +183,5 @@ def _with_figures(row: Row, ranked: Ranked, result: PlanResult) -> Row:
         startup_s=result.startup_s,
         usd_per_mtok=ranked.usd_per_mtok,
         process_spread=result.process_spread,
+        reused=tuple(m.reused_from for m in result.ok_measurements if m.reused_from),
     )

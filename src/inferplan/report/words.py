@@ -74,6 +74,8 @@ def header(report: Report) -> tuple[Fact, ...]:
     state = "finished" if study.finished else "not finished, so this may change"
     if not study.settings.watch_outside:
         facts.append(Fact("noise", "outside signals were not watched: no sample is known to be undisturbed"))
+    if study.reuse:
+        facts.append(Fact("reuse", study.reuse))
     facts.append(Fact("study", f"{study.id}, started {when}, {state}; {taken} samples counted"))
     return tuple(facts)
 
@@ -155,6 +157,8 @@ def notes(row: Row) -> list[str]:
         found.append(f"{row.cut} cut short")
     if row.actual is not None and row.actual.threads != row.plan.threads:
         found.append(f"ran {row.actual.threads} threads")
+    if row.reused:
+        found.append(f"{len(row.reused)} of {row.processes} processes reused")
     if row.converted is not None and row.converted.unchecked:
         found.append(f"not checked: {row.converted.unchecked}")
     return found
@@ -220,6 +224,8 @@ def footnotes(report: Report, *, starred: bool = True) -> list[str]:
     if any(row.disturbed for row in rows):
         both = ", ".join(f"{milliseconds(row.p50_all.value)} ms for {row.plan}" for row in rows if row.disturbed)
         found.append(f"Disturbed: something else took CPU time or memory. With those samples left in, p50 is {both}.")
+    if studies := _reused(report):
+        found.append(f"Reused: processes that earlier studies of this machine measured, {', '.join(studies)}.")
     if any(row.usd_per_mtok is not None for row in rows):
         prices = report.selection.prices
         found.append(
@@ -229,6 +235,16 @@ def footnotes(report: Report, *, starred: bool = True) -> list[str]:
     if report.study.synthetic:
         found.append("synthetic weights: timings and memory are true, the text that comes out means nothing.")
     return found
+
+
+def _reused(report: Report) -> list[str]:
+    """The studies that figures were taken over from, each with the day on which it measured them."""
+    shown = {id for row in report.rows for id in row.reused}
+    began: dict[str, float] = {}
+    for one in report.study.measurements:
+        if one.reused_from in shown:
+            began[one.reused_from] = min(one.started_at, began.get(one.reused_from, one.started_at))
+    return [f"{id} ({time.strftime('%Y-%m-%d', time.gmtime(at))})" for id, at in began.items()]
 
 
 def choice(report: Report) -> tuple[Fact, ...]:

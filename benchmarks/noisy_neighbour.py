@@ -26,6 +26,7 @@ from typing import Any
 from _common import header, latencies, make_ready, ratio_of, say, show_ratio
 
 from inferplan import machine, measure
+from inferplan.measurement import Measurement
 from inferplan.plan import Plan
 from inferplan.stats import TIE_WITHIN
 
@@ -144,7 +145,7 @@ def against_each_other(races: Sequence[Race], arguments: argparse.Namespace) -> 
     bench = make_ready(list(dict.fromkeys(plan.model for plan in plans)), plans, 64)
     print("\n" + header(bench.checkpoints, 64))
     watch = measure.Watch(cores=machine.detect().cores_granted)
-    taken: dict[Plan, list[measure.Measurement]] = {plan: [] for plan in plans}
+    taken: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
     for round_ in range(1, arguments.rounds + 1):
         for plan in plans if round_ % 2 else plans[::-1]:
             taken[plan].append(measure.measure(bench.trial(plan, round_), bench.infos[plan.engine], watch))

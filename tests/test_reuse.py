@@ -122,7 +122,7 @@ def ran(db: Store, wanted: Study, world: World, ready: Ready | None = None) -> S
     ready = ready or Ready()
     study.save_header(db, wanted)
     begun = reuse.taken_over(wanted, db, ready, {"fake": INFO}, watch=WATCH, take=world.take)
-    search = strategies.search_for(replace(begun, settings=reuse.unpaid(begun)), ready)
+    search = strategies.search_for(begun, ready)
     return study.run(begun, db, ready, {"fake": INFO}, watch=WATCH, take=world.take, search=search)
 
 

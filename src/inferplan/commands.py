@@ -258,8 +258,7 @@ def _search_of(study: Study, ready: Ready, store: Store, tell: Tell) -> Search:
     """The search that the study asks for; a race first learns the rates of this machine."""
     if said := strategies.announced(study):
         tell(said)
-    asked = replace(study, settings=reuse.unpaid(study))
-    return strategies.search_for(asked, ready, strategies.expected(study, ready, store, tell))
+    return strategies.search_for(study, ready, strategies.expected(study, ready, store, tell))
 
 
 def _warn(text: str) -> None:

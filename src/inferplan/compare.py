@@ -128,6 +128,12 @@ class Comparison:
     notes: tuple[str, ...]
 
 
+def _own(study: Study) -> dict[Plan, PlanResult]:
+    """By plan, what the study measured itself: a process that it reused would be compared with itself."""
+    fresh = [m for m in study.measurements if not m.reused_from]
+    return {r.plan: r for r in results(study.space.plans, fresh)}
+
+
 def compare(a: Study, b: Study, metrics: Sequence[str] = tuple(METRICS)) -> Comparison:
     """Pair the plans of two studies, and the requests of each plan by prompt. Pure.
 
@@ -139,8 +145,7 @@ def compare(a: Study, b: Study, metrics: Sequence[str] = tuple(METRICS)) -> Comp
         if name not in METRICS:
             raise UnknownNameError("metric to compare", name, METRICS)
     shared = _shared_prompts(a, b)
-    first = {r.plan: r for r in results(a.space.plans, a.measurements)}
-    second = {r.plan: r for r in results(b.space.plans, b.measurements)}
+    first, second = _own(a), _own(b)
     both = [plan for plan in first if plan in second]
     if not both:
         raise InputError(

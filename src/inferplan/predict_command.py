@@ -22,6 +22,7 @@ from .models import SHIPPED
 from .outlook import Answer, answer
 from .plan import Plan
 from .predict import Observation, Predictor, Range, observations
+from .result import results
 from .selection import SLA, parse_sla
 from .shapes import Shape, shape_of
 from .sla import format_quantity
@@ -131,7 +132,9 @@ def learn(store: Store, here: machine.Machine, tell: Tell) -> Learned:
             continue
         own = _shapes(study, tell)
         usable = {name for name, shape in own.items() if shapes.setdefault(name, shape) == shape}
-        seen += [one for one in observations(study.results) if one.plan.model in usable]
+        own_measurements = [m for m in study.measurements if not m.reused_from]  # those count in their own study
+        found = observations(results(study.plans, own_measurements))
+        seen += [one for one in found if one.plan.model in usable]
     return Learned(tuple(seen), shapes)
 
 

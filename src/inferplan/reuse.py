@@ -20,7 +20,7 @@ from .search import Proposal
 from .selection import CONTENDER_WITHIN, choose
 from .stats import MIN_PROCESSES, Ratio, paired_ratio
 from .store import Store, StudyRow
-from .study import RACES, Ready, Settings, Study, Take, header_of, save_header, study_of, take_one
+from .study import RACES, Ready, Study, Take, header_of, save_header, study_of, take_one
 
 Tell = Callable[[str], None]
 
@@ -184,17 +184,6 @@ def as_looks(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
         by_plan.setdefault(m.plan, []).append(m)
     middle = [sorted(of, key=_p50)[(len(of) - 1) // 2] for of in by_plan.values()]
     return tuple(replace(m, look=True, round=1) for m in middle)
-
-
-def unpaid(study: Study) -> Settings:
-    """The study's settings with limits that its reused processes, which it did not pay for, leave untouched."""
-    free, settings = [m for m in study.measurements if m.reused_from], study.settings
-    seconds, count = settings.budget_s, settings.max_trials
-    return replace(
-        settings,
-        budget_s=None if seconds is None else seconds + sum(m.wall_s for m in free),
-        max_trials=None if count is None else count + len(free),
-    )
 
 
 @dataclass(slots=True)

@@ -22,13 +22,15 @@ from .rates import Rates, Tell, kept
 from .result import results
 from .search import Search
 from .search.exhaustive import Exhaustive
-from .search.picking import optuna_pick
+from .search.picking import Kind, optuna_pick
 from .search.racing import Pick, Predict, Racing
 from .sequential import processes_needed, required_share
 from .shapes import Shape, shape_of
 from .stats import CONFIDENCE, MIN_PROCESSES
 from .store import Store
 from .study import RACES, Ready, Study
+
+_SAMPLERS: Mapping[str, Kind] = {"tpe": "tpe", "nsga2": "nsga2"}
 
 LOOKED_AT = 2
 """Requests of a look: one may be odd, and each further one costs as much as the first."""
@@ -73,8 +75,8 @@ def search_for(study: Study, ready: Ready, predict: Predict | None = None) -> Se
 
 def _pick(study: Study) -> Pick | None:
     """Who says which plan is looked at next: one of Optuna's samplers, or None: the prediction."""
-    sampler = study.settings.strategy
-    if sampler != "tpe" and sampler != "nsga2":
+    sampler = _SAMPLERS.get(study.settings.strategy)
+    if sampler is None:
         return None
     seed = zlib.crc32(study.id.encode())  # a resumed study goes on as it would have
     cores = study.machine.cores_granted

@@ -17,6 +17,7 @@ from inferplan.engines.base import EngineInfo
 from inferplan.engines.fake import FakeEngine
 from inferplan.errors import InputError
 from inferplan.selection import parse_sla
+from inferplan.study import STRATEGIES
 from inferplan.web import asked as asking
 from inferplan.web.asked import Asked, Prompts
 
@@ -29,7 +30,7 @@ def infos() -> Mapping[str, EngineInfo]:
 
 
 def test_what_the_command_does_by_itself_is_not_said() -> None:
-    usual = Asked(models=("distilgpt2",), sla=("p50<=1500ms",))
+    usual = Asked(models=("distilgpt2",), sla=("p50<=1500ms",), strategy="racing")
     assert usual.command == "inferplan optimize --sla 'p50<=1500ms' --models distilgpt2"
 
 
@@ -39,6 +40,7 @@ def test_what_the_command_does_by_itself_is_not_said() -> None:
     kv_cache=some.sampled_from([("on",), ("off",), ("on", "off")]),
     precisions=some.sampled_from([("fp32",), ("int8",), ("fp32", "int8")]),
     tokens=some.integers(1, 99),
+    strategy=some.sampled_from(sorted(STRATEGIES)),
     rounds=some.integers(1, 5),
     minimize=some.sampled_from(["latency", "memory", "cost"]),
     token_ms=some.lists(some.sampled_from([0.2, 0.5, 2.0]), unique=True),
@@ -50,6 +52,7 @@ def test_the_command_shown_asks_for_the_same_study(
     kv_cache: tuple[str, ...],
     precisions: tuple[str, ...],
     tokens: int,
+    strategy: str,
     rounds: int,
     minimize: str,
     token_ms: list[float],
@@ -65,6 +68,7 @@ def test_the_command_shown_asks_for_the_same_study(
         options=(("token_ms", tuple(token_ms)),) if token_ms else (),
         max_new_tokens=tokens,
         minimize=minimize,
+        strategy=strategy,
         rounds=rounds,
         all_rounds=switches["all_rounds"],
         early_stop=switches["early_stop"],

@@ -36,6 +36,7 @@ class Limits:
 
     def allow(self, told: Sequence[Measurement], processes: int = 1, seconds: float = 0.0) -> bool:
         """Whether so many more processes, which take so many seconds in all, stay within the limits."""
+        told = [m for m in told if not m.reused_from]  # that was paid for by another study
         spent = sum(m.wall_s for m in told)
         if self.seconds is not None and (spent >= self.seconds or spent + seconds > self.seconds):
             return False

@@ -199,7 +199,9 @@ class _State:
         limits = [c.limit for c in race._sla.constraints if c.metric.quantity == "latency" and (c.metric.q or 0) >= 0.5]
         bounds = [max(limits)] if limits else []
         if race._objective.metric == "latency" and self._best is not None:
-            bounds.append(CUT_AT * max(s.latency_s for m in self._best.result.measurements for s in m.samples))
+            seen = [s for m in self._best.result.measurements for s in m.samples]
+            alike = [s.latency_s for s in seen if s.index in race._look_at] or [s.latency_s for s in seen]
+            bounds.append(CUT_AT * max(alike))
         return min(bounds, default=None)
 
     def _hope(self, plan: Plan) -> float:

@@ -21,7 +21,7 @@ from ..models import SHIPPED
 from ..plan import OptionValue, option_text
 from ..selection import parse_sla
 from ..store import Store
-from ..study import Study, save_header
+from ..study import RACES, Study, save_header
 from ..workload import Prompt, parse_prompts, to_jsonl
 from . import jobs
 
@@ -81,6 +81,7 @@ class Asked:
     prompt_tokens: str = ""
     minimize: str = "latency"
     prices: Prices | None = None
+    strategy: str = "exhaustive"
     rounds: int = terms.ROUNDS
     all_rounds: bool = False
     early_stop: bool = False
@@ -110,16 +111,22 @@ class Asked:
         every += ["--prompt-tokens", self.prompt_tokens] if self.prompt_tokens else []
         every += ["--minimize", self.minimize] if self.minimize != "latency" else []
         every += ["--prices", folder + PRICES] if self.prices else []
-        every += ["--rounds", str(self.rounds)] if self.rounds != terms.ROUNDS else []
+        every += ["--strategy", self.strategy] if self.strategy != "racing" else []
+        every += ["--rounds", str(self.rounds)] if self._in_rounds and self.rounds != terms.ROUNDS else []
         every += ["--weights", self.weights] if self.weights != "auto" else []
         for flag, given in (
-            ("--all-rounds", self.all_rounds),
+            ("--all-rounds", self.all_rounds and self._in_rounds),
             ("--early-stop", self.early_stop),
             ("--private", self.private),
             ("--no-watch", self.no_watch),
         ):
             every += [flag] if given else []
         return every
+
+    @property
+    def _in_rounds(self) -> bool:
+        """Whether the strategy goes by rounds; a race does not."""
+        return self.strategy not in RACES
 
     @property
     def command(self) -> str:

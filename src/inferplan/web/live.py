@@ -18,7 +18,7 @@ from ..report.numbers import MIB, MISSING
 from ..result import PlanResult
 from ..search.exhaustive import Exhaustive
 from ..store import TrialRow
-from ..study import Study
+from ..study import RACES, Study
 from . import jobs, reading
 from .parts import Place, give_way, named, safe, shown, table_height
 from .reading import Seen
@@ -70,6 +70,9 @@ def _state(place: Place, study: Study, state: jobs.State) -> None:
 
 def _progress(seen: Seen) -> None:
     done = seen.study.measurements
+    if seen.study.settings.strategy in RACES:  # what is left of a race depends on what it will see
+        st.markdown(f"{len(done)} processes so far; a race starts few of the {len(seen.study.plans)} plans")
+        return
     left = remaining(seen)
     share = len(done) / max(len(done) + left, 1)
     text = f"{len(done)} of {len(done) + left} processes"

@@ -20,7 +20,7 @@ from ..forecast import Forecast, forecast
 from ..plan import PRECISIONS, OptionValue, option_text
 from ..progress import duration
 from ..selection import Objective, parse_sla
-from ..study import Study
+from ..study import RACES, STRATEGIES, Study
 from ..terms import ROUNDS
 from ..workload import Prompt, parse_prompts
 from . import asked as asking
@@ -31,6 +31,8 @@ from .parts import Place, complaints, engines, noted, safe
 _THREADS = (1, 2, 4, 8)
 _SHOWN_PROMPTS = 5
 _SHOWN_REJECTED = 20
+_SEARCHES = ("exhaustive", "racing", "random")
+_RACED = "A race takes a small part of the time of measuring every plan, and confirms its choice in six processes."
 _WEIGHTS = {
     "auto": "the hub; without it packaged, else synthetic weights",
     "hub": "the hub only",
@@ -71,13 +73,18 @@ def _form(place: Place, infos: Mapping[str, EngineInfo], wrong: list[InferplanEr
         prompts, lengths = _prompts(wrong)
         tokens = int(st.number_input("max_new_tokens", min_value=1, value=64, step=1, key="tokens"))
     with st.expander("How it is run, and prices"):
+        strategy = st.selectbox(
+            "search", _SEARCHES, format_func=lambda name: f"{name}: {STRATEGIES[name]}", key="strategy"
+        )
+        raced = strategy in RACES
         rounds = int(
             st.number_input(
-                "rounds", min_value=1, max_value=50, value=ROUNDS, step=1, key="rounds",
-                help="fresh processes a plan: the first for all, further ones for those that could still be chosen",
+                "rounds", min_value=1, max_value=50, value=ROUNDS, step=1, key="rounds", disabled=raced,
+                help="fresh processes a plan: the first for all, further ones for those that could still be chosen; "
+                "a race measures a plan as often as its verdict needs",
             )
         )  # fmt: skip
-        all_rounds = st.checkbox("give every round to every plan", key="all-rounds")
+        all_rounds = st.checkbox("give every round to every plan", key="all-rounds", disabled=raced)
         early_stop = st.checkbox("end a request that has already taken longer than the SLA allows", key="early-stop")
         private = st.checkbox("keep prompts and outputs only as hashes and lengths", key="private")
         no_watch = st.checkbox("do not mark samples that other processes disturbed", key="no-watch")
@@ -97,6 +104,7 @@ def _form(place: Place, infos: Mapping[str, EngineInfo], wrong: list[InferplanEr
         prompt_tokens=lengths,
         minimize=objective.metric,
         prices=None if prices == Prices() else prices,
+        strategy=strategy,
         rounds=rounds,
         all_rounds=all_rounds,
         early_stop=early_stop,
@@ -223,11 +231,12 @@ def _preview(prompts: Sequence[Prompt]) -> None:
 def _summary(place: Place, wanted: Asked, infos: Mapping[str, EngineInfo], open_study: st.Page) -> None:
     """How many plans, how long, what cannot run, the command line, and the button."""
     study = asking.begun(wanted, infos)
+    raced = wanted.strategy in RACES
     expected = forecast(study.plans, study.workload, reading.costs(place.store), wanted.rounds)
     with st.container(border=True):
         count = len(study.plans)
         st.header(f"{count} plan{'' if count == 1 else 's'}", anchor=False)
-        st.markdown(_how_long(expected))
+        st.markdown(_how_long(expected) if not raced else _RACED)
         _rejected(study)
         st.caption("The same from a terminal:")
         st.code(wanted.command, language="bash", wrap_lines=True)

@@ -57,29 +57,36 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "int8", "int4"])
     parser.add_argument("--threads", nargs="+", default=["1", "2", "4"])
     parser.add_argument("--sla", default="p50<=1500ms")
+    parser.add_argument("--budget", default="5m", help="of each race")
     parser.add_argument("--period", type=float, default=4.0, help="seconds: half of it busy, half of it not")
     parser.add_argument("--rounds", type=int, default=4, help="of the comparison at the end")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as kept:
-        store = Path(kept) / "races.db"
-        races = [race("none", True, store, arguments)]
-        races += [race(name, watched, store, arguments) for name in NEIGHBOURS for watched in (True, False)]
     print("| neighbour | disturbed requests | outcome | chosen plan | p50 | processes | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for one in races:
-        p50 = "-" if one.p50_s is None else f"{1000 * one.p50_s:.0f} ms"
-        counted = "set aside" if one.watched else "count"
-        print(
-            f"| {one.neighbour} | {counted} | {one.outcome} | {one.winner or '-'} | {p50} "
-            f"| {one.processes} | {one.seconds:.0f} |"
-        )
+    races = []
+    with tempfile.TemporaryDirectory() as kept:
+        conditions = [("none", True), *((name, watched) for name in NEIGHBOURS for watched in (True, False))]
+        for name, watched in conditions:
+            races.append(race(name, watched, Path(kept) / "races.db", arguments))
+            show(races[-1])
     against_each_other(races, arguments)
+
+
+def show(one: Race) -> None:
+    """A row of the table, as soon as it is known."""
+    p50 = "-" if one.p50_s is None else f"{1000 * one.p50_s:.0f} ms"
+    counted = "set aside" if one.watched else "count"
+    print(
+        f"| {one.neighbour} | {counted} | {one.outcome} | {one.winner or '-'} | {p50} "
+        f"| {one.processes} | {one.seconds:.0f} |",
+        flush=True,
+    )
 
 
 def race(neighbour: str, watched: bool, store: Path, arguments: argparse.Namespace) -> Race:
     """One race, beside `neighbour`, as its own command."""
     command = [sys.executable, "-m", "inferplan", "optimize", "--json", "--quiet", "--store", str(store)]
-    command += ["--sla", arguments.sla, "--kv-cache", "on"]
+    command += ["--sla", arguments.sla, "--kv-cache", "on", "--budget", arguments.budget]
     for flag in ("models", "engines", "precisions", "threads"):
         command += [f"--{flag}", *getattr(arguments, flag)]
     command += [] if watched else ["--no-watch"]

@@ -14,7 +14,9 @@ from fake_studies import study
 from inferplan.errors import InputError, UnknownNameError
 from inferplan.measurement import Request
 from inferplan.plan import Plan
+from inferplan.predict import observations
 from inferplan.rates import Rate, Rates
+from inferplan.result import results
 from inferplan.search.exhaustive import Exhaustive
 from inferplan.search.racing import Racing
 from inferplan.shapes import shape_of
@@ -107,6 +109,16 @@ def test_more_is_expected_of_a_larger_precision_and_what_was_measured_is_believe
     after = foreseen([seen])
     assert after[plans[0]].latency_s.value > 1.5 * before[plans[0]].latency_s.value
     assert after[plans[1]].latency_s.value > before[plans[1]].latency_s.value  # of the same engine
+
+
+def test_where_everything_is_disturbed_a_race_still_learns_from_it() -> None:
+    plans = [Plan("gpt2", "llamacpp", precision, 1) for precision in ("fp32", "int8")]
+    foreseen = expectations(plans, {"gpt2": shape_of(GPT2)}, RATES, {"gpt2": [10, 30]}, (0, 1), 8)
+    before = foreseen([])
+    noisy = measurement(plans[0], [before[plans[0]].latency_s.value * 3] * 2, disturbed=[0, 1])
+    after = foreseen([noisy])
+    assert after[plans[0]].latency_s.value > 1.5 * before[plans[0]].latency_s.value
+    assert observations(results(plans, [noisy])) == ()  # and it is no figure
 
 
 def test_a_model_of_unknown_sizes_is_expected_nothing_of() -> None:

@@ -70,19 +70,24 @@ class Observation:
     other_ttft: tuple[float, float] | None = None
 
 
-def observations(results: Iterable[PlanResult]) -> tuple[Observation, ...]:
+def observations(results: Iterable[PlanResult], *, or_disturbed: bool = False) -> tuple[Observation, ...]:
     """What plans showed: one each; none for a plan without an undisturbed first token, or not on the CPU.
 
     A request that was cut short tells the time to its first token and between those
     that came; its latency is left out.
+
+    Args:
+        or_disturbed: of a plan whose every sample was disturbed, take those: better than nothing for who must decide
+            what to try next, and of no worth as a figure.
     """
-    found = (_observation(result) for result in results if result.plan.device == "cpu")
+    found = (_observation(result, or_disturbed) for result in results if result.plan.device == "cpu")
     return tuple(one for one in found if one is not None)
 
 
-def _observation(result: PlanResult) -> Observation | None:
+def _observation(result: PlanResult, or_disturbed: bool) -> Observation | None:
     ok = result.ok_measurements
-    samples = [s for m in ok for s in m.samples if not s.disturbed and s.token_times_s and s.prompt_tokens > 0]
+    known = [s for m in ok for s in m.samples if s.token_times_s and s.prompt_tokens > 0]
+    samples = [s for s in known if not s.disturbed] or (known if or_disturbed else [])
     if not samples:
         return None
     whole = [s for s in samples if not s.cut]

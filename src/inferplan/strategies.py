@@ -152,7 +152,7 @@ def expectations(
     asked = Asked.of(known, [(lengths[plan.model], float(output_tokens)) for plan in known], rates, shapes)
 
     def foreseen(told: Sequence[Measurement]) -> Mapping[Plan, Prediction]:
-        seen = observations(results(dict.fromkeys(m.plan for m in told), told))
+        seen = observations(results(dict.fromkeys(m.plan for m in told), told), or_disturbed=True)
         return dict(zip(known, Predictor.fit(seen, rates, shapes).foresee(asked), strict=True))
 
     return foreseen

@@ -7,9 +7,10 @@ share, averaged over the processes so far, is at most the share asked, or `misse
 share asked itself both are. Beside it, on the same latencies, `verdict.judge`, asked after every process and asked once
 after two; it claims something of the processes seen, and is counted here as a claim about processes in general.
 
---recorded PATH adds real latencies: JSON lines as `engines.py --keep` writes them, or a store. Their processes are
-drawn with replacement, of each plan by itself and of all plans together (each relative to its plan's median).
-Each figure has an exact 95% interval (Clopper and Pearson). No latency of this machine enters without --recorded.
+--recorded PATH adds real latencies: a recorded space as `record_space.py --pack` writes it, JSON lines as `engines.py
+--keep` writes them, or a store. Their processes are drawn with replacement, of each plan by itself and of all plans
+together (each relative to its plan's median). Each figure has an exact 95% interval (Clopper and Pearson). No latency
+of this machine enters without --recorded.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from _replay import read_space
 from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import binomtest
@@ -148,14 +150,29 @@ def recorded(paths: Sequence[Path]) -> list[Floats]:
     """Latencies in seconds by plan, each (processes, requests): plans with two processes or more of equal length."""
     plans: dict[object, list[tuple[float, ...]]] = defaultdict(list)
     for path in paths:
-        for one in _measurements(path):
-            times = tuple(s.latency_s for s in one.clean)
-            if one.status == "ok" and len(times) > 1 and len(times) == len(one.samples):
-                plans[one.plan].append(times)
+        for plan, times in _packed(path) if path.suffix == ".gz" else _whole(path):
+            if len(times) > 1:
+                plans[plan].append(times)
     usual = Counter(len(times) for found in plans.values() for times in found).most_common(1)
     length = usual[0][0] if usual else 0
     kept = [[times for times in found if len(times) == length] for found in plans.values()]
     return [np.array(found) for found in kept if len(found) > 1]
+
+
+def _packed(path: Path) -> Iterator[tuple[Plan, tuple[float, ...]]]:
+    """Of a recorded space: the undisturbed requests of each process of which none was disturbed."""
+    for plan, processes in read_space(path).processes.items():
+        for process in processes:
+            found = [row for prompt in sorted(process.rows) for row in process.rows[prompt]]
+            if process.ok and not any(disturbed or cut for _, _, _, disturbed, cut, _ in found):
+                yield plan, tuple(row[1] for row in found)
+
+
+def _whole(path: Path) -> Iterator[tuple[Plan, tuple[float, ...]]]:
+    """Of a store, or JSON lines: the requests of each process of which none was disturbed."""
+    for one in _measurements(path):
+        if one.status == "ok" and len(one.clean) == len(one.samples):
+            yield one.plan, tuple(s.latency_s for s in one.clean)
 
 
 def _measurements(path: Path) -> Iterator[Measurement]:
@@ -368,7 +385,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2000, help="runs a cell (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the first (default %(default)s)")
-    parser.add_argument("--recorded", type=Path, nargs="+", default=[], help="JSON lines or stores")
+    parser.add_argument("--recorded", type=Path, nargs="+", default=[], help="recorded spaces, JSON lines or stores")
     parser.add_argument("--check", type=int, default=1, help="runs a cell compared with the package's own functions")
     arguments = parser.parse_args()
     rng, runs = np.random.default_rng(arguments.seed), arguments.seeds

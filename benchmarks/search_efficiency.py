@@ -6,15 +6,20 @@ the share of the time that measuring every plan once takes, how often the chosen
 (the plan with the lowest median over all that was recorded of it), how often a plan was chosen that misses the SLA,
 and the regret: of the plan that was chosen, and at some times of the plan that was the best so far (--chart draws it).
 
-All strategies are given the same: the order that is predicted for their first plans (--first of them), the pruning,
-the short requests, the final; those with `no prediction` the last two. The sizes below that of the record are plans
-drawn from it; those above are copies of its plans under an option of their own, made slower or faster by up to 30% (an
-extrapolation, and labelled so). Conversions that a search made necessary are counted apart; measuring the machine's
-rates, as long as it took when the space was recorded, counts for every search that predicts. With --plans24 the space
-is the 24 plans of `benchmark.py`.
+Then the rivals of racing at equal time, and at some multiples of it (--times): each makes as many looks as leave time
+for its final, when it is given so many times what the race of the same seed took; how many that is, is found by trial,
+which it could not know, and favours it. What the strategies are given stands in `_rivals.py`:
+`predicted order`, `random`, `tpe` and `successive halving` are given the order that is predicted for the first plans
+(--first of them; halving and `predicted order`: all), the plans that the prediction rules out, the short requests,
+their cuts and the final.
 
-A seed takes some 2 seconds of CPU time at 200 plans and 10 at 1000; `racing, no prediction`, which looks at everything,
-takes 5 more at 200 and is left out above --unpredicted plans. 500 seeds of all sizes are a matter of hours: use --jobs.
+The sizes below that of the record are plans drawn from it; those above are copies of its plans under an option of
+their own, made slower or faster by up to 30% (an extrapolation, and labelled so). Conversions that a search made
+necessary are counted apart; measuring the machine's rates, as long as it took when the space was recorded, counts for
+every search that predicts. With --plans24 the space is the 24 plans of `benchmark.py`.
+
+A race takes some 0.3 seconds of CPU time at 200 plans and 5 at 1000; the strategies that look at every plan take
+longer and are left out above --whole plans: use --jobs.
 """
 
 from __future__ import annotations
@@ -22,60 +27,29 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, quantiles
 
-from _halving import Halving
-from _regret import Incumbent, Steps, chart, rows
+from _regret import Incumbent, Steps, chart, equal_time, rows
 from _replay import Recorded, Replay, of_benchmark, read_space, resized
+from _rivals import EXPECTING, LATENCY, PREDICTED, PRICES, RIVALS, STRATEGIES, UNPREDICTED, Case
 from record_space import OUT
 
-from inferplan.cost import Prices
 from inferplan.measurement import Measurement
 from inferplan.plan import Plan
-from inferplan.predict import Prediction
 from inferplan.result import results
 from inferplan.search import Proposal, Search
-from inferplan.search.picking import FIRST, Kind, at_random, optuna_pick
-from inferplan.search.racing import Pick, Predict, Racing
-from inferplan.selection import SLA, Objective, Selection, choose, contenders
-from inferplan.strategies import expectations, looked_at
+from inferplan.search.limits import NO_LIMITS, Limits
+from inferplan.search.picking import FIRST
+from inferplan.selection import SLA, Selection, choose, contenders
 
 WITHIN = 0.02
 TIED = 0.03
-LATENCY, PRICES = Objective("latency"), Prices()
-ONCE, UNPREDICTED = "every plan once", ", no prediction"
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One space with one seed, before any strategy.
-
-    Attributes:
-        truth: by plan, its median over all that was recorded of it.
-        predict: what is expected of the plans, made once for the looks that strategies share.
-        drawn: the processes that were drawn so far.
-    """
-
-    space: Recorded
-    sla: SLA
-    seed: int
-    truth: Mapping[Plan, float]
-    predict: Predict
-    drawn: dict[Proposal, Measurement]
-
-    @classmethod
-    def of(cls, space: Recorded, sla: SLA, seed: int) -> Case:
-        """A case of which nothing was measured yet."""
-        truth = {plan: p50 for plan in space.plans if (p50 := space.true_p50_s(plan)) is not None}
-        return cls(space, sla, seed, truth, shared(expected(space)), {})
-
-    def regret(self, plan: Plan) -> float:
-        """0.02: the plan's true median is 2% above the optimum."""
-        return self.truth[plan] / min(self.truth.values()) - 1
+ONCE = "every plan once"
+DEFAULT = ("racing", "predicted order", "random", "tpe", "successive halving", "racing" + UNPREDICTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +70,6 @@ class Outcome:
     steps: Steps
 
 
-Make = Callable[[Case, Predict | None, int], Search]
-"""The search of a case, from what is expected of its plans, and how many of the first are taken in that order."""
-
-
 def main() -> None:
     arguments = _arguments()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small, and --jobs share the cores
@@ -114,18 +84,24 @@ def main() -> None:
     print("| plans | strategy | share of every plan once | processes | within 2% | misses | regret p95 | converting |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     panels: dict[int, tuple[Mapping[str, Sequence[Steps]], Sequence[float]]] = {}
+    timed: dict[int, list[dict[str, Outcome]]] = {}
     for size in arguments.sizes:
-        names = [n for n in arguments.strategies if PREDICTED[n] or size <= arguments.unpredicted]
+        names = [n for n in arguments.strategies if few_looks(n) or size <= arguments.whole]
         found = searched(arguments, size, names)
         whole = [one[ONCE].seconds for one in found]
         outcomes = {name: [one[name] for one in found] for name in (ONCE, "exhaustive", *names)}
         for name, of in outcomes.items():
             print(row(size, len(space.plans), name, of, whole), flush=True)
         panels[size] = ({name: [one.steps for one in outcomes[name]] for name in names}, whole)
+        timed[size] = found
     print(f"\n| plans | time | strategy | mean regret | {arguments.strategies[0]} less it [95%] |")
     print("| --- | --- | --- | --- | --- |")
     for size, (steps, seconds) in panels.items():
         print("\n".join(rows(size, steps, seconds)))
+    print("\n| plans | time | strategy | within 2% | mean regret | racing less it [95%] |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for size, found in timed.items():
+        print("\n".join(at_equal_time(size, arguments, found)))
     if arguments.chart is not None:
         chart(panels, arguments.chart)
 
@@ -138,7 +114,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sla-ms", type=float, default=1500.0)
     parser.add_argument("--strategies", nargs="+", default=list(DEFAULT), choices=list(STRATEGIES))
     parser.add_argument("--first", type=int, default=FIRST, help="plans that all strategies take in predicted order")
-    parser.add_argument("--unpredicted", type=int, default=200, help="the most plans that are searched unpredicted")
+    parser.add_argument("--whole", type=int, default=200, help="the most plans for strategies that look at all")
+    parser.add_argument("--times", nargs="*", type=float, default=[1, 2, 4], help="multiples of a race's time")
     parser.add_argument("--jobs", type=int, default=1, help="processes to search in; the seeds do not depend on them")
     parser.add_argument("--chart", type=Path, help="an SVG file of regret against time")
     parser.add_argument("--plans24", action="store_true", help="the 24 plans of benchmark.py")
@@ -172,15 +149,30 @@ def _one(task: tuple[argparse.Namespace, int, tuple[str, ...], int]) -> dict[str
     case = Case.of(space, SLA.from_p50_ms(arguments.sla_ms), seed)
     found = exhaustive(case)
     for name in names:
-        make, predicted = STRATEGIES[name], PREDICTED[name]
-        search = make(case, case.predict if predicted else None, arguments.first)
-        found[name] = run(case, search, space.rates_s * predicted)
+        found[name] = run(case, name, arguments.first)
+    if "racing" in found:
+        rates_s = space.rates_s
+        for times in arguments.times:
+            limits = Limits(seconds=times * (found["racing"].seconds - rates_s))
+            for name in RIVALS.keys() & set(names):
+                found[timed_name(name, times)] = run(case, name, arguments.first, limits)
     return found
 
 
-def run(case: Case, search: Search, before_s: float = 0.0) -> Outcome:
+def few_looks(name: str) -> bool:
+    """Whether a strategy rules plans out as it goes, rather than look at all that may meet the SLA."""
+    return name == "racing" or name.endswith(EXPECTING)
+
+
+def timed_name(name: str, times: float) -> str:
+    """A rival that was given so many times what the race took."""
+    return f"{name}, {times:g}x"
+
+
+def run(case: Case, name: str, first: int, limits: Limits = NO_LIMITS) -> Outcome:
     """One search to its end."""
-    replay = Replay(case.space, case.seed, case.drawn, spent_s=before_s)
+    search: Search = STRATEGIES[name](case, first, limits)
+    replay = case.replay(case.space.rates_s * PREDICTED[name])
     told: list[Measurement] = []
     steps: list[tuple[float, float]] = []
     best, incumbent = None, Incumbent(case.sla, case.space.cores)
@@ -197,7 +189,7 @@ def run(case: Case, search: Search, before_s: float = 0.0) -> Outcome:
 def exhaustive(case: Case) -> dict[str, Outcome]:
     """Every plan measured once, and with the second round of those that could still be chosen."""
     # The processes that `Exhaustive` would ask for: asking a thousand times takes longer than all the races.
-    replay, plans = Replay(case.space, case.seed, case.drawn), case.space.plans
+    replay, plans = case.replay(), case.space.plans
     told = [replay.measure(Proposal(plan, 1)) for plan in plans]
     once = outcome(case, chosen(case, told, {}), replay, len(told), [])
     again = contenders(results(plans, told), case.sla, LATENCY, PRICES, case.space.cores)
@@ -222,101 +214,6 @@ def outcome(
     return Outcome(replay.spent_s, replay.converting_s, processes, plan, regret, misses, (*steps, *last))
 
 
-# --- strategies ---------------------------------------------------------------
-
-
-def expected(space: Recorded) -> Predict:
-    """What is expected of the plans of a space."""
-    return expectations(space.plans, space.shapes, space.rates, space.prompt_tokens, _places(space), space.max_tokens)
-
-
-def shared(predict: Predict) -> Predict:
-    """The same expectation, made once for what several strategies are told alike (the very same objects)."""
-    made: dict[tuple[int, ...], Mapping[Plan, Prediction]] = {}
-
-    def foreseen(told: Sequence[Measurement]) -> Mapping[Plan, Prediction]:
-        key = tuple(map(id, told))
-        if key not in made:
-            made[key] = predict(told)
-        return made[key]
-
-    return foreseen
-
-
-def race(
-    case: Case,
-    plans: Iterable[Plan],
-    predict: Predict | None,
-    pick: Pick | None = None,
-    done: Sequence[Measurement] = (),
-) -> Racing:
-    """A race as `optimize` would run it."""
-    space = case.space
-    return Racing(
-        tuple(plans),
-        case.sla,
-        LATENCY,
-        PRICES,
-        space.cores,
-        prompts=_prompts(space),
-        look_at=_places(space),
-        predict=predict,
-        pick=pick,
-        done=done,
-    )
-
-
-def _prompts(space: Recorded) -> int:
-    return len(next(iter(space.prompt_tokens.values())))
-
-
-def _places(space: Recorded) -> tuple[int, ...]:
-    return looked_at(next(iter(space.prompt_tokens.values())))
-
-
-def racing(case: Case, predict: Predict | None, first: int) -> Search:
-    """Our own."""
-    return race(case, case.space.plans, predict)
-
-
-def in_drawn_order(case: Case, predict: Predict | None, first: int) -> Search:
-    """The plans after the first ones in an order that is drawn."""
-    return race(case, case.space.plans, predict, at_random(case.seed, first))
-
-
-def sampled(kind: Kind) -> Make:
-    """The plans after the first ones as one of Optuna's samplers suggests."""
-
-    def make(case: Case, predict: Predict | None, first: int) -> Search:
-        plans, cores = case.space.plans, case.space.cores
-        pick = optuna_pick(kind, plans, case.sla, LATENCY, PRICES, cores, case.seed, first=first)
-        return race(case, plans, predict, pick)
-
-    return make
-
-
-def halving(case: Case, predict: Predict | None, first: int) -> Search:
-    """The best half of the looks goes on, and so forth."""
-    space = case.space
-
-    def make(plans: Sequence[Plan], predict: Predict | None, done: Sequence[Measurement]) -> Racing:
-        return race(case, plans, predict, done=done)
-
-    return Halving(make, space.plans, case.sla, _prompts(space), _places(space), predict)
-
-
-_MADE: Mapping[str, Make] = {
-    "racing": racing,
-    "random": in_drawn_order,
-    "tpe": sampled("tpe"),
-    "nsga2": sampled("nsga2"),
-    "successive halving": halving,
-}
-STRATEGIES: Mapping[str, Make] = {**_MADE, **{name + UNPREDICTED: make for name, make in _MADE.items()}}
-PREDICTED = {name: not name.endswith(UNPREDICTED) for name in STRATEGIES}
-DEFAULT = ("racing", "random", "tpe", "successive halving", "racing" + UNPREDICTED)
-
-
 # --- tables -------------------------------------------------------------------
 
 
@@ -333,6 +230,19 @@ def row(size: int, recorded: int, name: str, outcomes: Sequence[Outcome], whole:
         f"| {sum(o.misses for o in outcomes)} of {len(outcomes)} | {worst:.1%} "
         f"| {median(o.converting_s for o in outcomes):.0f} s |"
     )
+
+
+def at_equal_time(size: int, arguments: argparse.Namespace, found: Sequence[Mapping[str, Outcome]]) -> list[str]:
+    """Rows of the table: what was the best so far when each rival had taken so many times what the race took."""
+    ours = [one["racing"] for one in found if "racing" in one]
+    rows = []
+    for times in arguments.times if ours else ():
+        for name in ("racing", *(name for name in arguments.strategies if name in RIVALS)):
+            key = name if name == "racing" else timed_name(name, times)
+            ends = [times * o.seconds for o in ours] if name != "racing" else [o.seconds for o in ours]
+            rivals = [one[key].steps for one in found]
+            rows.append(f"| {size} | {times:g}x | {name} " + equal_time(rivals, ends, [o.steps for o in ours], WITHIN))
+    return rows
 
 
 def plans24(arguments: argparse.Namespace) -> None:

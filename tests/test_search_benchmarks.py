@@ -1,0 +1,142 @@
+"""The simulator behind docs/benchmarks.md: regret against time, successive halving, and rivals that keep to their time.
+
+Whatever is searched here is the recorded space that lies in the repository.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # scripts, not a package
+
+from _regret import Incumbent, difference, equal_time, mean_at, regret_at
+from _replay import Recorded, read_space, resized
+from _rivals import EXPECTING, RIVALS, STRATEGIES, UNPREDICTED, Case
+from record_space import OUT
+from search_efficiency import exhaustive, run
+
+from inferplan.search import Proposal
+from inferplan.search.limits import NO_LIMITS, Limits
+from inferplan.search.racing import FINALISTS
+from inferplan.selection import SLA
+
+LIMIT = SLA.from_p50_ms(1500)
+
+
+@pytest.fixture(scope="module")
+def space() -> Recorded:
+    return read_space(OUT)
+
+
+@pytest.fixture(scope="module")
+def case(space: Recorded) -> Case:
+    return Case.of(resized(space, 40, random.Random(1)), LIMIT, 1)
+
+
+def test_every_strategy_ends_with_a_plan_that_meets_the_sla(case: Case) -> None:
+    for name in STRATEGIES:
+        found = run(case, name, 5)
+        assert found.chosen is not None, name
+        assert not found.misses, name
+        assert found.regret == case.regret(found.chosen) >= 0, name
+        assert found.steps[-1] == (found.seconds, found.regret), name
+
+
+def test_a_race_takes_less_time_than_a_look_at_everything(case: Case) -> None:
+    race = run(case, "racing", 5)
+    assert race.seconds < run(case, "racing" + UNPREDICTED, 5).seconds < exhaustive(case)["exhaustive"].seconds
+    assert race.seconds < run(case, "predicted order", 5).seconds
+
+
+@pytest.mark.parametrize("name", [name for name in RIVALS if name != "nsga2"])  # as slow as tpe, and made alike
+def test_a_rival_keeps_to_its_time_and_more_time_means_more_looks(case: Case, name: str) -> None:
+    whole = run(case, name, 5)
+    before_s = case.space.rates_s
+    spent = [run(case, name, 5, Limits(seconds=share * (whole.seconds - before_s))) for share in (0.4, 0.8, 1.1)]
+    assert spent[0].seconds - before_s <= 0.4 * (whole.seconds - before_s)
+    assert spent[1].seconds - before_s <= 0.8 * (whole.seconds - before_s)
+    assert spent[0].processes < spent[1].processes < whole.processes
+    assert spent[2] == whole
+
+
+def test_rivals_begin_in_the_order_that_is_predicted_before_anything_is_measured(case: Case) -> None:
+    first = case.in_order()[:4]
+    for name, make in RIVALS.items():
+        search, replay, asked = make(case, 4, NO_LIMITS), case.replay(), []
+        for _ in range(4):
+            proposal = search.ask()
+            assert proposal is not None
+            asked.append(proposal.plan)
+            search.tell(replay.measure(proposal))
+        assert asked == first, name
+
+
+def test_halving_drops_the_worse_half_of_each_rung(case: Case) -> None:
+    search, replay = STRATEGIES["successive halving" + EXPECTING](case, 5, NO_LIMITS), case.replay()
+    rungs: dict[int, int] = {}
+    finalists = set()
+    while (asked := search.ask()) is not None:
+        if asked.look:
+            rungs[asked.round] = rungs.get(asked.round, 0) + 1
+        else:
+            finalists.add(asked.plan)
+        search.tell(replay.measure(asked))
+    counts = [rungs[rung] for rung in sorted(rungs)]
+    assert len(counts) > 1
+    assert all(later <= -(-earlier // 2) for earlier, later in itertools.pairwise(counts))
+    assert 1 <= len(finalists) <= FINALISTS
+    assert not finalists & search.left_out.keys()
+
+
+def test_strategies_of_one_seed_are_told_the_same_of_the_same_process(case: Case) -> None:
+    plan = case.in_order()[0]
+    one, other = case.replay().measure(Proposal(plan, 1)), case.replay().measure(Proposal(plan, 1))
+    again = Case.of(case.space, LIMIT, case.seed).replay().measure(Proposal(plan, 1))
+    assert one is other
+    assert one == again
+
+
+def test_the_incumbent_is_the_fastest_of_the_furthest_stage(case: Case) -> None:
+    fast, slow = case.in_order()[0], case.in_order()[-1]
+    replay, incumbent = case.replay(), Incumbent(LIMIT, case.space.cores)
+    assert incumbent.after(replay.measure(Proposal(fast, 1, (0,), look=True))) == fast
+    assert incumbent.after(replay.measure(Proposal(slow, 1))) in (slow, None)  # measured whole: a later stage
+
+
+steps = st.lists(st.tuples(st.floats(0, 100), st.floats(0, 10)), max_size=6).map(
+    lambda found: sorted(found, key=lambda one: one[0])
+)
+
+
+@given(steps, st.floats(0, 120))
+def test_the_regret_at_a_time_is_that_of_the_last_step_before_it(found: list[tuple[float, float]], at: float) -> None:
+    before = [regret for seconds, regret in found if seconds <= at]
+    assert regret_at(found, at) == (before[-1] if before else None)
+
+
+def test_a_mean_needs_an_incumbent_in_every_seed() -> None:
+    early, late = [(1.0, 0.5), (4.0, 0.1)], [(3.0, 0.3)]
+    assert mean_at([early, late], [10.0, 10.0], 0.2) is None
+    assert mean_at([early, late], [10.0, 10.0], 0.5) == pytest.approx(0.2)
+    assert mean_at([], [], 0.5) is None
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=30), st.floats(-1, 1))
+def test_a_difference_of_pairs_that_never_changes_has_no_width(a: list[float], by: float) -> None:
+    middle, low, high = difference(a, [value - by for value in a])
+    assert middle == pytest.approx(by, abs=1e-9)
+    assert low - 1e-9 <= middle <= high + 1e-9
+    assert high - low == pytest.approx(0, abs=1e-9)
+
+
+def test_a_rival_that_found_nothing_in_time_is_not_within() -> None:
+    ours = [[(1.0, 0.0)], [(1.0, 0.0)]]
+    assert equal_time([[(0.5, 0.01)], []], [1.0, 1.0], ours, 0.02) == "| 50.0% | 1.0% | -1.0% [-1.0%, -1.0%] |"
+    assert equal_time([[], [(2.0, 0.0)]], [1.0, 1.0], ours, 0.02) == "| 0.0% | - | - |"

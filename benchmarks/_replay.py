@@ -205,6 +205,21 @@ class Replay:
         )
 
 
+def as_measured(space: Recorded, plan: Plan, round_: int, process: Process) -> Measurement:
+    """A recorded process that ended well, whole, as if it had just been measured."""
+    lengths = space.prompt_tokens[plan.model]
+    samples = tuple(_sample(row, lengths[place], None) for place, rows in sorted(process.rows.items()) for row in rows)
+    return Measurement(
+        plan,
+        round_,
+        "ok",
+        samples=samples,
+        memory=Memory(*process.peaks),
+        startup_s=process.startup_s,
+        load_s=process.load_s,
+    )
+
+
 def _sample(row: Row, prompt_tokens: int, cut_after_s: float | None) -> Sample:
     prompt, latency, first, _, was_cut, tokens = row
     count = int(tokens)

@@ -45,6 +45,7 @@ import vllm
 from vllm.benchmarks import latency
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 if __name__ == "__main__":
+    vllm.LLM  # imported with the class, before a function takes its place
     sampled = vllm.SamplingParams
     vllm.SamplingParams = lambda **asked: sampled(**{**asked, "temperature": 0.0})
     parser = FlexibleArgumentParser()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from _replay import Process, as_measured, read_space
 
-from inferplan.accuracy import Errors, Kind, errors
 from inferplan._observed import observations
+from inferplan.accuracy import Errors, Kind, errors
 from inferplan.result import results
 
 
@@ -54,11 +54,11 @@ def table(found: Errors) -> list[str]:
     for name, part in {**of, "all": found}.items():
         cells = [_percent(part.mape(kind, quantity)) for quantity in ("latency", "peak") for kind in kinds]
         lines.append(f"| {' | '.join([name, str(len(part.compared)), *cells])} |")
-    for kind in kinds:
-        lines.append(
-            f"{kind} out: {_percent(found.coverage(kind, 'latency'))} of the latencies inside their 90% interval; "
-            f"{_percent(found.recall(kind))} of the 5 fastest of a model among its 5 predicted fastest"
-        )
+    lines.extend(
+        f"{kind} out: {_percent(found.coverage(kind, 'latency'))} of the latencies inside their 90% interval; "
+        f"{_percent(found.recall(kind))} of the 5 fastest of a model among its 5 predicted fastest"
+        for kind in kinds
+    )
     return lines
 
 

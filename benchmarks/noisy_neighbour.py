@@ -1,11 +1,11 @@
-"""Whether a busy neighbour changes what a race chooses: `inferplan optimize` on a quiet machine and beside two others.
+"""Whether a busy neighbour changes what a race chooses: `inferplan optimize` on a quiet machine and beside others.
 
-One neighbour keeps a core busy for half of the time, in turns of --period seconds; the other streams through memory
-without a pause, on whichever core it is given. Each race is the command that a user would type, in a store of its own;
-the rates of the machine come from the first, quiet one. It is run as usual, where requests that the neighbour
-disturbed are set aside, and with --no-watch, where each of them counts. Afterwards, on the quiet machine, every plan
-that won beside a neighbour is run against the one that won without, interleaved, and paired by round and prompt: the
-same within the tie rule (3%, or no difference shown) or not.
+`core` keeps a core busy for half of the time, in turns of --period seconds; `memory` streams through memory in such
+turns, on whichever core it is given, and `memory without a pause` all the time. Each race is the command that a user
+would type, in a store of its own; the rates of the machine come from the first, quiet one. It is run as usual, where
+requests that the neighbour disturbed are set aside, and with --no-watch, where each of them counts. Afterwards, on the
+quiet machine, every plan that won beside a neighbour is run against the one that won without, interleaved, and paired
+by round and prompt: the same within the tie rule (3%, or no difference shown) or not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,8 @@ from inferplan.plan import Plan
 from inferplan.stats import TIE_WITHIN
 
 ENGINES = ("transformers", "llamacpp", "openvino", "ctranslate2", "onnxruntime")
-NEIGHBOURS = ("core", "memory")
+WITHOUT_A_PAUSE = " without a pause"
+NEIGHBOURS = ("core", "memory", "memory" + WITHOUT_A_PAUSE)
 _STREAMED_BYTES = 256 << 20  # far beyond any cache of this size of machine
 
 
@@ -60,12 +61,13 @@ def main() -> None:
     parser.add_argument("--budget", default="5m", help="of each race")
     parser.add_argument("--period", type=float, default=4.0, help="seconds: half of it busy, half of it not")
     parser.add_argument("--rounds", type=int, default=4, help="of the comparison at the end")
+    parser.add_argument("--neighbours", nargs="+", default=list(NEIGHBOURS), choices=NEIGHBOURS)
     arguments = parser.parse_args()
     print("| neighbour | disturbed requests | outcome | chosen plan | p50 | processes | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     races = []
     with tempfile.TemporaryDirectory() as kept:
-        conditions = [("none", True), *((name, watched) for name in NEIGHBOURS for watched in (True, False))]
+        conditions = [("none", True), *((name, watched) for name in arguments.neighbours for watched in (True, False))]
         for name, watched in conditions:
             races.append(race(name, watched, Path(kept) / "races.db", arguments))
             show(races[-1])
@@ -127,18 +129,25 @@ def beside(neighbour: str, period_s: float) -> Iterator[None]:
 
 def be(neighbour: str, period_s: float) -> None:
     """Be a neighbour until killed."""
-    if neighbour == "core":
-        os.sched_setaffinity(0, [sorted(machine.preferred_cpus())[0]])
-        while True:
-            end = time.perf_counter() + period_s / 2
-            while time.perf_counter() < end:
-                pass
-            time.sleep(period_s / 2)
     import numpy as np
 
-    data = np.ones(_STREAMED_BYTES // 8)
+    turn: Callable[[], object] = _spin
+    if neighbour == "core":
+        os.sched_setaffinity(0, [sorted(machine.preferred_cpus())[0]])
+    else:
+        data = np.ones(_STREAMED_BYTES // 8)
+        turn = data.sum
+    pause_s = 0.0 if neighbour.endswith(WITHOUT_A_PAUSE) else period_s / 2
     while True:
-        data.sum()
+        end = time.perf_counter() + period_s / 2
+        while time.perf_counter() < end:
+            turn()
+        time.sleep(pause_s)
+
+
+def _spin() -> None:
+    """Some work for a core alone."""
+    sum(range(1000))
 
 
 def against_each_other(races: Sequence[Race], arguments: argparse.Namespace) -> None:

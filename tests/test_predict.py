@@ -7,9 +7,11 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from factories import measurement
-from inferplan.accuracy import errors
+from inferplan.accuracy import errors, top_recall
 from inferplan.errors import InputError, UnknownNameError
 from inferplan.plan import Plan
 from inferplan.predict import Observation, Prediction, Predictor, observations
@@ -112,6 +114,22 @@ def test_a_plan_that_is_left_out_is_not_believed() -> None:
     found = errors([wrong if o is odd else o for o in world], RATES, SHAPES)
     compared = next(one for one in found.compared if one.seen.plan == odd.plan)
     assert compared.without_plan.latency_s.value < 2 * odd.latency_s
+
+
+def test_a_tie_with_the_last_of_the_fastest_counts_as_one_of_them() -> None:
+    truths, predicted = [1.0, 2.0, 2.05, 3.0], [1.0, 2.2, 2.1, 9.0]
+    assert top_recall(truths, predicted, 2) == 0.5
+    assert top_recall(truths, predicted, 2, tied_within=0.03) == 1.0
+    assert top_recall(truths, predicted, 2, tied_within=0.02) == 0.5
+    with pytest.raises(ValueError, match="the 5 lowest of 4"):
+        top_recall(truths, predicted, 5)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)), min_size=3, max_size=12), st.floats(0, 1))
+def test_more_counts_as_found_the_wider_a_tie_is(pairs: list[tuple[float, float]], within: float) -> None:
+    truths, predicted = [a for a, _ in pairs], [b for _, b in pairs]
+    assert 0 <= top_recall(truths, predicted, 3) <= top_recall(truths, predicted, 3, within) <= 1
+    assert top_recall(truths, truths, 3) == 1
 
 
 def test_it_is_deterministic_and_empty_questions_have_empty_answers() -> None:

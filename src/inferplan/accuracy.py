@@ -63,23 +63,41 @@ class Errors:
         found = self._pairs(kind, quantity, engine)
         return fmean(r.low <= truth <= r.high for truth, r in found) if found else None
 
-    def recall(self, kind: Kind, top: int = 5) -> float | None:
+    def recall(self, kind: Kind, top: int = 5, tied_within: float = 0.0) -> float | None:
         """Share of the `top` fastest plans of each model that are among the `top` predicted to be; mean over models.
 
         None unless some model has more than `top` plans.
+
+        Args:
+            tied_within: a plan counts as one of the fastest that is slower than the last of them by no more than this
+                part, for measurement itself does not tell such plans apart.
         """
         shares = []
         for model in sorted({one.seen.plan.model for one in self.compared}):
             of = [pair for one in self.compared if one.seen.plan.model == model and (pair := one.pair(kind, "latency"))]
             if len(of) > top:
-                places = range(len(of))
-                fastest = set(sorted(places, key=lambda i: of[i][0])[:top])
-                shares.append(len(fastest & set(sorted(places, key=lambda i: of[i][1].value)[:top])) / top)
+                shares.append(top_recall([truth for truth, _ in of], [r.value for _, r in of], top, tied_within))
         return fmean(shares) if shares else None
 
     def _pairs(self, kind: Kind, quantity: Quantity, engine: str | None) -> list[tuple[float, Range]]:
         chosen = (one for one in self.compared if engine in (None, one.seen.plan.engine))
         return [pair for one in chosen if (pair := one.pair(kind, quantity)) is not None]
+
+
+def top_recall(truths: Sequence[float], ordered_by: Sequence[float], top: int, tied_within: float = 0.0) -> float:
+    """Share of the `top` lowest by one figure that are among the `top` lowest by another, place by place the same plan.
+
+    Args:
+        tied_within: see `Errors.recall`.
+
+    Raises:
+        ValueError: the two differ in length, or there are fewer than `top`.
+    """
+    if len(truths) != len(ordered_by) or len(truths) < top:
+        raise ValueError(f"the {top} lowest of {len(truths)} and of {len(ordered_by)} cannot be compared")
+    limit = sorted(truths)[top - 1] * (1 + tied_within)
+    picked = sorted(range(len(truths)), key=ordered_by.__getitem__)[:top]
+    return sum(truths[place] <= limit for place in picked) / top
 
 
 def errors(observations: Sequence[Observation], rates: Rates, shapes: Mapping[str, Shape]) -> Errors:

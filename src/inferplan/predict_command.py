@@ -26,6 +26,7 @@ from .result import results
 from .selection import SLA, parse_sla
 from .shapes import Shape, shape_of
 from .sla import format_quantity
+from .stats import TIE_WITHIN
 from .store import Store, store_path
 from .study import Study, load, study_of
 
@@ -319,6 +320,8 @@ def _summary(found: Errors) -> list[tuple[str, float | None]]:
         ("latencies inside their 90% interval, model out", found.coverage("model", "latency")),
         ("the 5 fastest of a model among its 5 predicted fastest, plan out", found.recall("plan")),
         ("the 5 fastest of a model among its 5 predicted fastest, model out", found.recall("model")),
+        (f"the same or tied within {TIE_WITHIN:.0%}, plan out", found.recall("plan", tied_within=TIE_WITHIN)),
+        (f"the same or tied within {TIE_WITHIN:.0%}, model out", found.recall("model", tied_within=TIE_WITHIN)),
     ]
 
 
@@ -340,6 +343,7 @@ def _errors_json(found: Errors, learned: Learned) -> dict[str, Any]:
         },
         "coverage": {f"{q}_without_{k}": found.coverage(k, q) for q in ("latency", "peak") for k in kinds},
         "top5_recall": {f"without_{k}": found.recall(k) for k in kinds},
+        "top5_recall_or_tied": {f"without_{k}": found.recall(k, tied_within=TIE_WITHIN) for k in kinds},
         "plans": [
             {
                 "plan": one.seen.plan.id,

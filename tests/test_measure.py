@@ -133,6 +133,19 @@ def test_peak_memory_is_the_plans_own_not_its_parents(info: EngineInfo, artifact
     assert large.memory.anonymous_bytes is not None and large.memory.anonymous_bytes > 32 << 20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
+def test_peak_memory_counts_the_processes_that_an_engine_starts(info: EngineInfo, artifact: Path) -> None:
+    alone = run(info, trial(artifact, precision="fp32"))
+    helped = run(info, trial(artifact, precision="fp32", options={"behaviour": "helper"}))
+    assert alone.memory is not None and helped.memory is not None
+    for own, tree in (
+        (alone.memory.load_peak_bytes, helped.memory.load_peak_bytes),
+        (alone.memory.generate_peak_bytes, helped.memory.generate_peak_bytes),
+    ):
+        assert own is not None and tree is not None
+        assert own <= tree < own + (64 << 20), "the same weights, and a second interpreter"
+
+
 def test_threads_are_set_before_anything_is_imported(info: EngineInfo) -> None:
     assert measure.worker_environment(Plan("m", "fake", threads=3), info)["OMP_NUM_THREADS"] == "3"
 

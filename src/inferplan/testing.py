@@ -225,12 +225,20 @@ class EngineContract:
         shipped = models.SHIPPED[REAL_MODEL].packaged or ""
         if "engine" in info.lacks or not importlib.util.find_spec(shipped.replace("-", "_")):
             pytest.skip(info.lacks.get("engine") or f"{shipped} is not installed, which ships {REAL_MODEL}")
-        checkpoint = models.resolve(REAL_MODEL, notify=lambda _: None).path
-        plan, artifact = cls().plan(), checkpoint
+        checkpoint = models.resolve(REAL_MODEL, notify=lambda _: None)
+        plan, artifact = cls().plan(), checkpoint.path
         if info.converts is None or plan.precision in info.converts:
             artifact = tmp_path_factory.mktemp("real")
-            assert measure.convert(plan, checkpoint, artifact) == ("ok", "")
-        return RealModel(cls.engine, info, checkpoint, artifact)
+            assert measure.convert(plan, checkpoint.path, artifact) == ("ok", "")
+        return RealModel(cls.engine, info, checkpoint.path, artifact, 4 * checkpoint.parameters)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def answered(cls, real: RealModel) -> Measurement:
+        """What a process of the real model at FP32 with 2 threads answered to `REAL_PROMPTS`."""
+        done = cls().run(cls().plan(threads=2), real.artifact, real.info, real.prompts())
+        assert (done.status, done.reason) == ("ok", "")
+        return done
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -245,15 +253,18 @@ class EngineContract:
 
         return look
 
-    def test_fp32_tokens_equal_the_reference_on_a_real_model(self, real: RealModel) -> None:
-        prompts = real.prompts()
-        done = self.run(self.plan(threads=2), real.artifact, real.info, prompts)
-        assert (done.status, done.reason) == ("ok", "")
-        for prompt, sample in zip(prompts, done.samples, strict=True):
+    def test_fp32_tokens_equal_the_reference_on_a_real_model(self, real: RealModel, answered: Measurement) -> None:
+        for prompt, sample in zip(real.prompts(), answered.samples, strict=True):
             assert len(sample.output_ids) == self.max_tokens >= 64
             assert len(set(sample.output_ids)) > 8, "equal tokens would prove little"
             assert sample.ttft_s <= sample.latency_s / 2, "the first token came with the last ones"
             assert first_difference(real.checkpoint, prompt, sample.output_ids) is None
+
+    def test_peak_memory_is_no_less_than_the_weights(self, real: RealModel, answered: Measurement) -> None:
+        """Wherever they lie: in a file that is mapped, or in a process that the engine started."""
+        assert answered.memory is not None
+        assert answered.memory.peak_bytes is not None
+        assert answered.memory.peak_bytes >= real.weight_bytes
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_as_many_threads_work_as_were_asked_for(self, threads: int, seen: Callable[[int], Seen]) -> None:
@@ -275,10 +286,11 @@ Seen = dict[str, Any]
 
 
 class RealModel:
-    """The real model as one engine loads it."""
+    """The real model as one engine loads it; `weight_bytes` is what its weights take at FP32."""
 
-    def __init__(self, engine: str, info: EngineInfo, checkpoint: Path, artifact: Path) -> None:
+    def __init__(self, engine: str, info: EngineInfo, checkpoint: Path, artifact: Path, weight_bytes: int) -> None:
         self.engine, self.info, self.checkpoint, self.artifact = engine, info, checkpoint, artifact
+        self.weight_bytes = weight_bytes
 
     def prompts(self) -> tuple[tuple[int, ...], ...]:
         """`REAL_PROMPTS` as token ids."""

@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ class FakeEngine:
         self._token_s = 0.0
         self._plan: Plan | None = None
         self._weights = b""
+        self._helper: subprocess.Popen[bytes] | None = None
 
     def describe(self) -> EngineInfo:
         return EngineInfo(
@@ -42,8 +45,20 @@ class FakeEngine:
                 Axis("token_ms", (1.0, 0.0, 0.2, 0.5, 2.0, 4.0, 8.0, 20.0), "milliseconds a token, at FP32"),
                 Axis(
                     "behaviour",
-                    ("ok", "error", "error_load", "crash", "hang", "hang_load", "oom", "killed", "short", "noisy"),
-                    "how it fails, if at all",
+                    (
+                        "ok",
+                        "error",
+                        "error_load",
+                        "crash",
+                        "hang",
+                        "hang_load",
+                        "oom",
+                        "killed",
+                        "short",
+                        "noisy",
+                        "helper",
+                    ),
+                    "how it fails, if at all; helper: a process of its own holds the weights",
                 ),
             ),
             env={"OMP_NUM_THREADS": "{threads}"},
@@ -68,7 +83,11 @@ class FakeEngine:
             raise EngineError("the fake engine was told to fail while loading")
         if behaviour == "hang_load":
             time.sleep(3600)
-        self._weights = os.urandom(_MEGABYTES[plan.precision] << 20)
+        size = _MEGABYTES[plan.precision] << 20
+        if behaviour == "helper":
+            self._helper = _hold(size)
+        else:
+            self._weights = os.urandom(size)
         self._token_s = float(plan.option("token_ms", 1.0)) / 1000 * _FACTOR[plan.precision] / plan.threads
         self._plan = plan
         scheme = "dynamic" if plan.quantized else ""
@@ -99,6 +118,19 @@ class FakeEngine:
 
     def close(self) -> None:
         self._plan, self._weights = None, b""
+        if self._helper is not None:
+            self._helper.kill()
+            self._helper.communicate()
+            self._helper = None
+
+
+def _hold(size: int) -> subprocess.Popen[bytes]:
+    """A process that holds so many bytes, and has them when this returns, until its standard input ends."""
+    program = f"import os, sys; kept = os.urandom({size}); print(flush=True); sys.stdin.read()"
+    helper = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert helper.stdout is not None
+    helper.stdout.readline()
+    return helper
 
 
 def _misbehave(behaviour: str) -> None:

@@ -427,6 +427,14 @@ def test_the_limit_that_is_said_to_be_within_reach_is(values: list[float]) -> No
     assert pick([result], *found.nearest.feasible).winner is not None
 
 
+def test_where_every_request_was_disturbed_more_of_them_are_no_remedy() -> None:
+    found = pick([PlanResult(A, (measurement(A, [1.0] * 6, disturbed=range(6)),))])
+    assert (found.outcome, found.exit_code) == ("undecided", 4)
+    assert "each of the 6 requests was disturbed by what else ran on the machine" in found.settle
+    assert "end what runs beside it" in found.settle
+    assert "more request" not in found.settle
+
+
 def test_undecided_says_what_would_settle_it() -> None:
     found = pick([PlanResult(A, (measurement(A, [1.0] * 4),)), ran(B, 3.0)])
     assert (found.outcome, found.exit_code, found.winner) == ("undecided", 4, None)

@@ -24,6 +24,8 @@ _SHOWN: Mapping[Kind, tuple[str, float]] = {
     "rate": ("tokens/s", 1.0),
     "money": ("USD/Mtok", 1.0),
 }
+_MORE_OR_ELSE = "more {unit} alone hardly settle it: run more rounds, or move the limit"
+_QUIET_OR_ELSE = "end what runs beside it and run it again, or let such requests count (--no-watch)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Judgement:
         why: the verdict in a sentence with numbers.
         needed: about how many more observations (of `estimate.unit`) would
             settle it; None where unknown or out of reach, 0 when it is settled.
+        remedy: what would settle it where `needed` is None.
         reachable: the tightest limit that this evidence would meet, in base
             units; None where it would meet none.
         in_general: what the processes seen say of those to come (see `sequential`),
@@ -51,6 +54,7 @@ class Judgement:
     confidence: str
     why: str
     needed: int | None = 0
+    remedy: str = _MORE_OR_ELSE
     reachable: float | None = None
     in_general: SequentialVerdict | None = None
 
@@ -112,7 +116,7 @@ def what_settles(judgement: Judgement) -> str:
     """An undecided judgement with what it would take, as a sentence."""
     unit = judgement.estimate.unit
     if judgement.needed is None:
-        return f"{judgement.why}; more {unit} alone hardly settle it: run more rounds, or move the limit"
+        return f"{judgement.why}; {judgement.remedy.format(unit=unit)}"
     about = "" if judgement.estimate.needed else "about "
     more = f"{about}{judgement.needed} more {unit if judgement.needed > 1 else unit.removesuffix('s')}"
     return f"{judgement.why}; {more} would settle it"
@@ -133,7 +137,8 @@ def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Jud
     elif within and not against:
         verdict = "meets"
     needed: int | None = 0
-    if verdict == "undecided":
+    disturbed = 0 if estimate.n else len(result.all_samples)
+    if verdict == "undecided" and not disturbed:
         needed = _more_requests(estimate, values, cut, constraint, q, bool(against))
     share = required_share(constraint)
     general = sequential_verdict(*shares(result, constraint), share)
@@ -144,8 +149,9 @@ def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Jud
         estimate,
         _margin(estimate, limit, sign, cut),
         f"{rests_on}; {_to_come(general, share)}" if verdict == "meets" else rests_on,
-        _why_requests(constraint, verdict, estimate, safe, against, all_cut),
-        needed,
+        _why_requests(constraint, verdict, estimate, safe, against, all_cut, disturbed),
+        None if disturbed else needed,
+        _QUIET_OR_ELSE if disturbed else _MORE_OR_ELSE,
         _reachable(result, metric, safe, q, sign),
         general,
     )
@@ -234,7 +240,7 @@ def _judge_processes(result: PlanResult, constraint: Constraint, prices: Prices,
         seen,
         _why_processes(constraint, verdict, worst, best, complete),
         0 if verdict != "undecided" else (1 if not values else None),
-        worst if complete else None,
+        reachable=worst if complete else None,
     )
 
 
@@ -263,7 +269,13 @@ def _rests_on(result: PlanResult, metric: Metric, estimate: Estimate, bound: flo
 
 
 def _why_requests(
-    constraint: Constraint, verdict: Verdict, estimate: Estimate, safe: float | None, against: str, all_cut: bool
+    constraint: Constraint,
+    verdict: Verdict,
+    estimate: Estimate,
+    safe: float | None,
+    against: str,
+    all_cut: bool,
+    disturbed: int,
 ) -> str:
     metric = constraint.metric
     value = "unknown" if estimate.value is None else format_quantity(metric.kind, estimate.value)
@@ -273,8 +285,11 @@ def _why_requests(
         return f"misses {constraint}: every request was still running when it was cut short beyond the limit"
     if verdict == "misses":
         return f"misses {constraint}: {metric.name} is {value}"
+    if disturbed:
+        each = "the one request" if disturbed == 1 else f"each of the {disturbed} requests"
+        return f"undecided on {constraint}: {each} was disturbed by what else ran on the machine"
     if estimate.n == 0:
-        return f"undecided on {constraint}: no undisturbed request"
+        return f"undecided on {constraint}: no request was answered"
     if safe is None and estimate.needed:
         return f"undecided on {constraint}: {estimate.n} requests cannot bound it, {estimate.needed} can"
     if safe is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -431,6 +432,29 @@ def test_a_quantized_artifact_is_taken_only_if_its_converter_is_right_at_fp32(
     assert again.artifact(int8) == made
     assert [a.path for a in artifacts.artifacts(cache)] == [made], "not needed a second time"
     assert again.converted(int8) == prepared.converted(int8)
+
+
+def test_a_long_conversion_tells_that_it_goes_on(
+    right: Checkpoint, info: EngineInfo, checker: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_WAITING_S", 0.3)
+    monkeypatch.setenv("PLUGGED_CONVERT_S", "1")
+    told = list[str]()
+    assert isinstance(preparation(right, info, checker, told).artifact(Plan("right", "plugged")), Path)
+    what = "right to fp32 for plugged"
+    first, *between, last = told
+    assert first.startswith(f"converting {what} (once")
+    assert last.startswith(f"converted {what}: ")
+    assert len(between) >= 3
+    assert all(re.fullmatch(rf"converting {what}: \d s so far, 0 MiB written", line) for line in between)
+
+
+def test_a_conversion_that_hangs_is_killed_and_leaves_nothing(right: Checkpoint, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLUGGED_CONVERT_S", "600")
+        ended = measure.convert(Plan("right", "plugged"), right.path, tmp_path, timeout_s=2)
+    assert ended == ("timeout", "conversion: still running after 2 s; killed")
+    assert measure.convert(Plan("right", "plugged"), right.path, tmp_path) == ("ok", "")
 
 
 def test_an_fp32_artifact_that_is_asked_for_too_is_kept(

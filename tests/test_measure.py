@@ -150,6 +150,15 @@ def test_threads_are_set_before_anything_is_imported(info: EngineInfo) -> None:
     assert measure.worker_environment(Plan("m", "fake", threads=3), info)["OMP_NUM_THREADS"] == "3"
 
 
+def test_a_worker_asks_no_hub_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    code = "import huggingface_hub as hub; hub.hf_hub_download('some/model', 'config.json', cache_dir='nowhere')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=measure.worker_environment(), capture_output=True, text=True, check=False
+    )
+    assert "HF_HUB_OFFLINE" in done.stderr, "it would have gone to the network"
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no CPU affinity here")
 def test_the_process_is_pinned_to_the_cpus_asked_for(info: EngineInfo, artifact: Path) -> None:
     cpu = max(os.sched_getaffinity(0))

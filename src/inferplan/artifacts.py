@@ -122,7 +122,7 @@ def artifacts(root: Path | None = None) -> tuple[Artifact, ...]:
 def unfinished(root: Path | None = None) -> tuple[Unfinished, ...]:
     """What is being made, and what killed processes left; the latter goes when anything is made or removed."""
     root = cache_dir() if root is None else root
-    return tuple(Unfinished(path, _size(path), _held(root, path)) for path in sorted(root.glob(f"{_TEMPORARY}*")))
+    return tuple(Unfinished(path, size_below(path), _held(root, path)) for path in sorted(root.glob(f"{_TEMPORARY}*")))
 
 
 def read_note(path: Path) -> Mapping[str, str]:
@@ -189,7 +189,8 @@ def disk_remedy(reason: str, root: Path | None = None) -> str:
     return f"the artifact cache {cache_dir() if root is None else root} cannot be written: {reason}. {_REMEDY}"
 
 
-def _size(path: Path) -> int:
+def size_below(path: Path) -> int:
+    """Bytes of the files in a directory, also of one that is being filled."""
     total = 0
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):  # it went while we looked: its maker is at work
@@ -212,7 +213,7 @@ def _fill(temporary: Path, make: Callable[[Path], None], note: Mapping[str, str]
         body = {
             "note": dict(note),
             "created": time.time(),
-            "size_bytes": _size(temporary),
+            "size_bytes": size_below(temporary),
             "seconds": round(time.perf_counter() - started, 3),
         }
         (temporary / NOTE_FILE).write_text(json.dumps(body, indent=1), encoding="utf-8")

@@ -196,7 +196,7 @@ def web(arguments: Arguments) -> int:
     command += [f"--{name}={value}" for name, value in options.items()] + ["--", "--store", str(path)]
     command += ["--models-dir", str(arguments.models_dir)] if arguments.models_dir else []
     print(f"inferplan web: http://{arguments.host}:{arguments.port}, store {path}", file=sys.stderr, flush=True)
-    return subprocess.call(command, env=measure.worker_environment())
+    return subprocess.call(command, env=measure.package_environment())
 
 
 def _free(host: str, port: int) -> bool:

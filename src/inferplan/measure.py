@@ -35,7 +35,10 @@ _CONVERT_TIMEOUT_S = 3600.0
 _TIMED_OUT = 124  # as timeout(1) has it
 _STDERR_TAIL = 600  # characters of standard error kept as the reason of a crash
 
+_WAITING_S = 10.0  # between two words about a conversion that goes on
+
 Keep = Callable[[Sample], None]
+Waiting = Callable[[float], None]
 
 
 @dataclass(slots=True)
@@ -67,12 +70,19 @@ class _WorkerEnded(Exception):
         self.status, self.reason = status, reason
 
 
-def worker_environment(plan: Plan | None = None, info: EngineInfo | None = None) -> dict[str, str]:
-    """The environment a worker starts with: ours, the package's place, and the engine's variables."""
-    env = dict(os.environ)
+def package_environment() -> dict[str, str]:
+    """The environment of another process of ours: this one's, with the package's place."""
     package = str(Path(__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH")]))
-    env["PYTHONUNBUFFERED"] = "1"
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def worker_environment(plan: Plan | None = None, info: EngineInfo | None = None) -> dict[str, str]:
+    """The environment a worker starts with: the package's place, no model hub, and the engine's variables.
+
+    What a worker needs is on disk before it starts; a library that asks the hub all the same would be timed waiting.
+    """
+    env = {**package_environment(), "HF_HUB_OFFLINE": "1"}
     if plan is not None and info is not None:
         env.update(info.variables(plan))
     return env
@@ -115,11 +125,16 @@ def convert(
     out: Path,
     interpreter: Sequence[str] | None = None,
     timeout_s: float = _CONVERT_TIMEOUT_S,
+    waiting: Waiting = lambda seconds: None,
 ) -> tuple[Status, str]:
-    """Make the artifact of `plan` in a process of its own: `("ok", "")`, or how and why it failed."""
+    """Make the artifact of `plan` in a process of its own: `("ok", "")`, or how and why it failed.
+
+    Args:
+        waiting: called every 10 s with the seconds that the conversion has taken so far.
+    """
     command = worker_command(plan.engine, "--convert", interpreter=interpreter)
     task = json.dumps({"plan": encode(plan), "checkpoint": str(checkpoint), "out": str(out)}) + "\n"
-    done = _told(command, task, timeout_s)
+    done = _told(command, task, timeout_s, waiting)
     if done.returncode == _TIMED_OUT:
         return "timeout", f"conversion: still running after {timeout_s:g} s; killed"
     try:
@@ -132,20 +147,26 @@ def convert(
     return "ok", ""
 
 
-def _told(command: Sequence[str], task: str | None, timeout_s: float) -> subprocess.CompletedProcess[str]:
+def _told(
+    command: Sequence[str], task: str | None, timeout_s: float, waiting: Waiting = lambda seconds: None
+) -> subprocess.CompletedProcess[str]:
     """What a worker that answers once has said; a worker that hangs is killed and ends with `_TIMED_OUT`."""
-    try:
-        return subprocess.run(
-            command,
-            env=worker_environment(),
-            input=task,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, _TIMED_OUT, "", f"no answer after {timeout_s:g} s")
+    started, pipe = time.monotonic(), subprocess.PIPE
+    with subprocess.Popen(
+        command, env=worker_environment(), stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            while (left := timeout_s - (time.monotonic() - started)) > 0:
+                try:
+                    stdout, stderr = process.communicate(task, min(left, _WAITING_S))
+                except subprocess.TimeoutExpired:
+                    task = None  # it has been sent
+                    waiting(time.monotonic() - started)
+                else:
+                    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+        finally:
+            process.kill()  # nothing to one that has ended
+    return subprocess.CompletedProcess(command, _TIMED_OUT, "", f"no answer after {timeout_s:g} s")
 
 
 def measure(trial: Trial, info: EngineInfo, watch: Watch, keep: Keep = lambda sample: None) -> Measurement:

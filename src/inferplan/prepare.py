@@ -206,7 +206,12 @@ class Preparation:
             source = self._source(plan, checkpoint)
             self.tell(f"converting {what} (once; kept in the cache)")
             started.append(key)
-            status, reason = measure.convert(plan, source, out)
+
+            def waiting(seconds: float) -> None:
+                written = artifacts.size_below(out) / _MIB
+                self.tell(f"converting {what}: {seconds:.0f} s so far, {written:,.0f} MiB written")
+
+            status, reason = measure.convert(plan, source, out, waiting=waiting)
             if status != "ok":
                 raise _ConversionFailed(status, artifacts.disk_remedy(reason))
 

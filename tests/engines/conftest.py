@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_models import Make, library_model
+from tiny_models import Make, write_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +16,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
     def make(name: str) -> Path:
         if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            library_model(name).save_pretrained(made[name])
+            made[name] = write_checkpoint(name, tmp_path_factory.mktemp(name))
         return made[name]
 
     return make

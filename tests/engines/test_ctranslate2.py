@@ -64,22 +64,6 @@ def test_fp32_gives_the_tokens_of_transformers(name: str, artifact_of: Make) -> 
     engine.close()
 
 
-def test_end_of_sequence_does_not_end_a_request(artifact_of: Make, tmp_path: Path) -> None:
-    engine = CTranslate2Engine()
-    engine.load(_plan(), artifact_of("gpt2"))
-    free = list(engine.generate(PROMPT, TOKENS))
-    engine.close()
-    ending = tmp_path / "ending"
-    ending.mkdir()
-    for file in artifact_of("gpt2").iterdir():
-        (ending / file.name).write_bytes(file.read_bytes())
-    config = json.loads((ending / "config.json").read_text())
-    (ending / "config.json").write_text(json.dumps({**config, "eos_token": str(free[3])}))
-    engine.load(_plan(), ending)
-    assert list(engine.generate(PROMPT, TOKENS)) == free
-    engine.close()
-
-
 def test_what_ran_is_what_the_library_says(artifact_of: Make) -> None:
     engine = CTranslate2Engine()
     actual = engine.load(_plan(threads=2), artifact_of("gpt2"))

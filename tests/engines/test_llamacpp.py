@@ -18,7 +18,7 @@ from inferplan.engines.llamacpp import MODEL_NAME, LlamaCppEngine
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
 from inferplan.measurement import Request, Trial
 from inferplan.plan import OptionValue, Plan
-from inferplan.testing import EngineContract, Reference, first_difference
+from inferplan.testing import EngineContract, RealModel, Reference, busy_tasks, first_difference
 from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model, reference_of
 
 torch = pytest.importorskip("torch")
@@ -67,6 +67,13 @@ class TestLlamaCppContract(EngineContract):
     @pytest.fixture
     def reference(self) -> Reference:
         return reference_of("llama-gqa-tied")
+
+    @pytest.mark.parametrize(("decode", "prefill"), [(1, 2), (2, 1)])
+    def test_decode_and_prefill_have_threads_of_their_own(self, decode: int, prefill: int, real: RealModel) -> None:
+        plan = Plan("tiny", self.engine, "fp32", decode, options=(("prefill_threads", prefill),))
+        seen = real.watch(plan)
+        assert busy_tasks(seen["task_cpu_s"]) == decode, seen
+        assert busy_tasks(seen["prefill_task_cpu_s"]) == prefill, seen
 
 
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(NOT_IN_LLAMACPP)))
@@ -264,3 +271,25 @@ def test_the_recipe_gives_the_same_tokens(
     done = subprocess.run([*command, "--tokens", "16"], cwd=tmp_path, capture_output=True, text=True, check=True)
     engine.load(plan, file)
     assert json.loads(done.stdout.splitlines()[-1]) == list(engine.generate(PROMPT, 16))
+
+
+@pytest.mark.parametrize(
+    ("plan", "file", "made"),
+    [
+        (_plan(), "model.gguf", "convert_hf_to_gguf.py some/model --outtype f32 --outfile model.gguf\n"),
+        (_plan("int8"), "model.gguf", "--outtype q8_0 --outfile model.gguf\n"),
+        (_plan("int4"), "model-q4_0.gguf", "--output-tensor-type q8_0 model.gguf model-q4_0.gguf Q4_0\n"),
+        (
+            _plan("int4", int4="q4_k"),
+            "model-q4_k.gguf",
+            "--output-tensor-type q6_k model.gguf model-q4_k.gguf Q4_K_S\n",
+        ),
+        (_plan("q5_k"), "model.gguf", "or the Q5_K file of some/model as it is."),
+    ],
+    ids=str,
+)
+def test_the_recipe_says_where_its_file_comes_from(plan: Plan, file: str, made: str) -> None:
+    script = LlamaCppEngine().native_recipe(plan, "some/model")
+    compile(script, "recipe.py", "exec")
+    assert f"python recipe.py {file} --prompt" in script
+    assert made in script

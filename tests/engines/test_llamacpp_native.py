@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import pytest
 
 from inferplan import environments, measure
 from inferplan._remote_engine import open_engine
+from inferplan.engines.llamacpp import MODEL_NAME
 from inferplan.engines.llamacpp_native import NAME, LlamaCppNativeEngine
 from inferplan.plan import Plan
 from inferplan.testing import EngineContract, Reference
-from tiny_models import library_model, reference_of
+from tiny_models import PROMPT, library_model, reference_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -65,6 +68,21 @@ def test_it_is_built_with_what_this_cpu_has(tiny: Path, tmp_path: Path) -> None:
     flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
     assert ("AVX512" in kernel.split()) == ("avx512f" in flags)
     assert ("AVX512_VNNI" in kernel.split()) == ("avx512_vnni" in flags)
+
+
+@installed
+@pytest.mark.slow
+def test_the_recipe_runs_the_build_and_gives_the_same_tokens(tiny: Path, tmp_path: Path) -> None:
+    info, plan = measure.describe(NAME), Plan("tiny", NAME, "int8")
+    assert measure.convert(plan, tiny, tmp_path) == ("ok", "")
+    (tmp_path / "recipe.py").write_text(LlamaCppNativeEngine().native_recipe(plan, "some/model"))
+    asked = ["recipe.py", MODEL_NAME, "--ids", ",".join(map(str, PROMPT)), "--tokens", "16"]
+    command = [*environments.interpreter(NAME), *asked]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    engine = open_engine(NAME, measure.worker_environment(plan, info))
+    engine.load(plan, tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1]) == list(engine.generate(PROMPT, 16))
+    engine.close()
 
 
 def test_another_python_than_that_of_the_build_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

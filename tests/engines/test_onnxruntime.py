@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from inferplan import measure
 from inferplan.engines._onnxruntime_file import MODEL_NAME, NOTES_NAME, read_graph
-from inferplan.engines.base import EngineInfo
 from inferplan.engines.onnxruntime import OnnxRuntimeEngine
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
 from inferplan.plan import OptionValue, Plan
@@ -107,10 +106,6 @@ class TestOnnxRuntimeGenaiContract(EngineContract):
     @pytest.fixture
     def reference(self) -> Reference:
         return reference_of(LLAMA)
-
-    def test_kv_cache_off_gives_the_same_tokens(self, info: EngineInfo, artifact: Callable[[Plan], Path]) -> None:
-        """This runner has no such mode, and says so."""
-        assert "always keeps keys and values" in (OnnxRuntimeEngine().unsupported(self.plan(kv_cache=False)) or "")
 
 
 @pytest.mark.parametrize("runner", ["session", "genai"])
@@ -238,22 +233,6 @@ def test_a_type_that_the_builder_gets_wrong_is_exported(tmp_path: Path, engine: 
     engine.convert(checkpoint, _plan(), out)
     assert engine.load(_plan(), out).details["graph"] == "export"
     assert list(engine.generate(PROMPT, TOKENS)) == greedy(model, PROMPT, TOKENS)
-
-
-@pytest.mark.parametrize("runner", ["session", "genai"])
-def test_end_of_sequence_neither_ends_a_request_nor_is_it_forbidden(
-    runner: str, checkpoint_of: Make, engine: OnnxRuntimeEngine, tmp_path: Path
-) -> None:
-    expected = _expected(LLAMA)
-    ending, out = _copy(checkpoint_of(LLAMA), tmp_path / "ending"), tmp_path / "out"
-    for name in ("config.json", "generation_config.json"):
-        file = ending / name
-        if file.is_file():
-            file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": expected[3]}))
-    out.mkdir()
-    engine.convert(ending, _plan(), out)
-    engine.load(_plan(runner=runner), out)
-    assert list(engine.generate(PROMPT, TOKENS)) == expected
 
 
 @pytest.mark.parametrize(

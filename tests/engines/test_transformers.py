@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,81 +18,22 @@ from inferplan.engines.base import EngineInfo
 from inferplan.engines.transformers import MIN_INT8_SHARE, TransformersEngine, native_recipe
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
 from inferplan.plan import Plan
+from tiny_models import CONFIGS, PADDED, PROMPT, TOKENIZER_SIZE, VOCABULARY, Make, greedy, library_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-PROMPT = [5, 17, 3, 42, 8, 99, 23]
 TOKENS = 64
-VOCABULARY = 320
-_ROPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": (
-        "gpt2",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": 64,
-            "n_layer": 3,
-            "n_head": 4,
-            "n_positions": 256,
-            "initializer_range": 0.2,
-        },
-    ),
-    "llama-gqa-tied": ("llama", {**_ROPE, "num_key_value_heads": 2, "tie_word_embeddings": True}),
-    "llama-untied": ("llama", {**_ROPE, "num_key_value_heads": 4, "tie_word_embeddings": False}),
-    "qwen2": ("qwen2", {**_ROPE, "num_key_value_heads": 2, "tie_word_embeddings": False}),
-    "gpt_neox": ("gpt_neox", {**_ROPE, "tie_word_embeddings": False}),
-    "opt": ("opt", {**_ROPE, "ffn_dim": 96, "word_embed_proj_dim": 64, "init_std": 0.2}),
-    "gemma": ("gemma", {**_ROPE, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True}),
-    "mistral-sliding": (
-        "mistral",
-        {**_ROPE, "num_key_value_heads": 2, "sliding_window": 16, "tie_word_embeddings": False},
-    ),
-}
-Make = Callable[[str], Path]
-
-
-def _library_model(name: str) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    kind, settings = CONFIGS[name]
-    torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval()
-    for parameter in model.parameters():  # biases and norms start at 0 and 1: a wrong one would not be noticed
-        if parameter.dim() == 1:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            _library_model(name).save_pretrained(made[name])
-        return made[name]
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def int8_artifact(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def int8_artifact(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(f"{name}-int8")
-            TransformersEngine().convert(checkpoint(name), _plan(precision="int8"), made[name])
+            TransformersEngine().convert(checkpoint_of(name), _plan(precision="int8"), made[name])
         return made[name]
 
     return make
@@ -110,33 +51,30 @@ def _plan(precision: str = "fp32", kv_cache: bool = True, **options: str) -> Pla
 
 
 def _reference(name: str, tokens: int) -> list[int]:
-    model = _library_model(name)
-    ids = torch.tensor([PROMPT])
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    found: list[int] = out[0, len(PROMPT) :].tolist()
-    return found
+    return greedy(library_model(name), PROMPT, tokens)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_fp32_gives_the_tokens_of_the_librarys_own_generate(
-    name: str, checkpoint: Make, engine: TransformersEngine
+    name: str, checkpoint_of: Make, engine: TransformersEngine
 ) -> None:
     expected = _reference(name, TOKENS)
     assert len(set(expected)) > 4, "a constant output would hide errors"
     for kv_cache in (True, False):
-        engine.load(_plan(kv_cache=kv_cache), checkpoint(name))
+        engine.load(_plan(kv_cache=kv_cache), checkpoint_of(name))
         assert list(engine.generate(PROMPT, TOKENS)) == expected, f"kv_cache={kv_cache}"
 
 
-def test_eager_attention_gives_the_same_tokens_and_is_recorded(checkpoint: Make, engine: TransformersEngine) -> None:
-    actual = engine.load(_plan(attention="eager"), checkpoint("llama-gqa-tied"))
+def test_a_padded_vocabularys_last_ids_are_chosen_too(checkpoint_of: Make) -> None:
+    """What makes `PADDED` a test, here and in every other engine that is compared on `CONFIGS`."""
+    from transformers import AutoTokenizer
+
+    assert len(AutoTokenizer.from_pretrained(checkpoint_of(PADDED))) == TOKENIZER_SIZE
+    assert max(_reference(PADDED, TOKENS)) >= TOKENIZER_SIZE
+
+
+def test_eager_attention_gives_the_same_tokens_and_is_recorded(checkpoint_of: Make, engine: TransformersEngine) -> None:
+    actual = engine.load(_plan(attention="eager"), checkpoint_of("llama-gqa-tied"))
     assert actual.attention == "eager"
     assert list(engine.generate(PROMPT, TOKENS)) == _reference("llama-gqa-tied", TOKENS)
 
@@ -154,7 +92,7 @@ def test_int8_runs_every_linear_layer_in_int8_and_stays_close_to_fp32(
     ids = torch.tensor([PROMPT])
     with torch.inference_mode():
         ours = engine.model(input_ids=ids, use_cache=False).logits[0]
-        theirs = _library_model(name)(ids).logits[0]
+        theirs = library_model(name)(ids).logits[0]
     error = (ours - theirs).norm() / theirs.norm()
     assert 0 < error < 0.1
 
@@ -199,30 +137,30 @@ def test_fp32_linear_weights_left_in_an_int8_plan_are_an_error(
         engine.load(_plan(precision="int8"), int8_artifact("gpt2"))
 
 
-def test_bf16_runs_its_products_in_bf16(checkpoint: Make, engine: TransformersEngine) -> None:
+def test_bf16_runs_its_products_in_bf16(checkpoint_of: Make, engine: TransformersEngine) -> None:
     if "bf16" in engine.describe().lacks:
         pytest.skip(engine.describe().lacks["bf16"])
-    actual = engine.load(_plan(precision="bf16"), checkpoint("llama-gqa-tied"))
+    actual = engine.load(_plan(precision="bf16"), checkpoint_of("llama-gqa-tied"))
     assert actual.dtype == actual.weights == "bfloat16"
     assert "bfloat16" in actual.kernel
     assert "float32" not in actual.kernel
     assert len(list(engine.generate(PROMPT, 8))) == 8
 
 
-def test_fp32_and_bf16_convert_writes_nothing(checkpoint: Make, tmp_path: Path) -> None:
-    TransformersEngine().convert(checkpoint("gpt2"), _plan(), tmp_path)
+def test_fp32_and_bf16_convert_writes_nothing(checkpoint_of: Make, tmp_path: Path) -> None:
+    TransformersEngine().convert(checkpoint_of("gpt2"), _plan(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_sharded_checkpoint_gives_the_same_tokens(tmp_path: Path, engine: TransformersEngine) -> None:
-    _library_model("qwen2").save_pretrained(tmp_path, max_shard_size="100KB")
+    library_model("qwen2").save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     engine.load(_plan(), tmp_path)
     assert list(engine.generate(PROMPT, 8)) == _reference("qwen2", 8)
 
 
 def test_checkpoint_of_the_bare_model_is_found_without_its_prefix(tmp_path: Path, engine: TransformersEngine) -> None:
-    model = _library_model("gpt2")
+    model = library_model("gpt2")
     model.save_pretrained(tmp_path)
     model.transformer.save_pretrained(tmp_path / "bare")
     shutil.copy(tmp_path / "bare" / "model.safetensors", tmp_path / "model.safetensors")
@@ -233,9 +171,9 @@ def test_checkpoint_of_the_bare_model_is_found_without_its_prefix(tmp_path: Path
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("kept", [0, 5, 200, 20_000])
 def test_truncated_weights_are_an_artifact_error_that_names_the_file(
-    precision: str, kept: int, checkpoint: Make, int8_artifact: Make, tmp_path: Path, engine: TransformersEngine
+    precision: str, kept: int, checkpoint_of: Make, int8_artifact: Make, tmp_path: Path, engine: TransformersEngine
 ) -> None:
-    shutil.copytree((checkpoint if precision == "fp32" else int8_artifact)("gpt2"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree((checkpoint_of if precision == "fp32" else int8_artifact)("gpt2"), tmp_path, dirs_exist_ok=True)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
     with pytest.raises(ArtifactError, match=r"model\.safetensors"):
@@ -243,9 +181,9 @@ def test_truncated_weights_are_an_artifact_error_that_names_the_file(
 
 
 def test_header_that_is_not_json_is_an_artifact_error(
-    checkpoint: Make, tmp_path: Path, engine: TransformersEngine
+    checkpoint_of: Make, tmp_path: Path, engine: TransformersEngine
 ) -> None:
-    shutil.copytree(checkpoint("gpt2"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(checkpoint_of("gpt2"), tmp_path, dirs_exist_ok=True)
     weights = tmp_path / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[8:40] = b"\xff" * 32
@@ -254,17 +192,19 @@ def test_header_that_is_not_json_is_an_artifact_error(
         engine.load(_plan(), tmp_path)
 
 
-def test_missing_tensor_is_named(checkpoint: Make, tmp_path: Path, engine: TransformersEngine) -> None:
-    shutil.copytree(checkpoint("gpt2"), tmp_path, dirs_exist_ok=True)
+def test_missing_tensor_is_named(checkpoint_of: Make, tmp_path: Path, engine: TransformersEngine) -> None:
+    shutil.copytree(checkpoint_of("gpt2"), tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_layer": 4}))
     with pytest.raises(ArtifactError, match=r"h\.3\."):
         engine.load(_plan(), tmp_path)
 
 
-def test_loading_an_fp32_checkpoint_as_int8_is_an_artifact_error(checkpoint: Make, engine: TransformersEngine) -> None:
+def test_loading_an_fp32_checkpoint_as_int8_is_an_artifact_error(
+    checkpoint_of: Make, engine: TransformersEngine
+) -> None:
     with pytest.raises(ArtifactError, match="convert it again"):
-        engine.load(_plan(precision="int8"), checkpoint("gpt2"))
+        engine.load(_plan(precision="int8"), checkpoint_of("gpt2"))
 
 
 def test_unknown_architecture_is_unsupported_with_its_name(tmp_path: Path, engine: TransformersEngine) -> None:
@@ -274,9 +214,9 @@ def test_unknown_architecture_is_unsupported_with_its_name(tmp_path: Path, engin
 
 
 def test_closing_the_iterator_ends_the_request_and_the_next_one_is_right(
-    checkpoint: Make, engine: TransformersEngine
+    checkpoint_of: Make, engine: TransformersEngine
 ) -> None:
-    engine.load(_plan(step="library"), checkpoint("llama-gqa-tied"))
+    engine.load(_plan(step="library"), checkpoint_of("llama-gqa-tied"))
     calls = 0
     forward = engine.model.forward
 
@@ -293,8 +233,8 @@ def test_closing_the_iterator_ends_the_request_and_the_next_one_is_right(
     assert got == list(engine.generate(PROMPT, 3))
 
 
-def test_a_second_request_gives_the_same_and_a_longer_one_fits(checkpoint: Make, engine: TransformersEngine) -> None:
-    engine.load(_plan(), checkpoint("gpt2"))
+def test_a_second_request_gives_the_same_and_a_longer_one_fits(checkpoint_of: Make, engine: TransformersEngine) -> None:
+    engine.load(_plan(), checkpoint_of("gpt2"))
     once = list(engine.generate(PROMPT, 16))
     longer = list(engine.generate(PROMPT, 150))
     assert longer[:16] == once
@@ -305,9 +245,9 @@ def test_a_second_request_gives_the_same_and_a_longer_one_fits(checkpoint: Make,
     ("prompt", "tokens", "said"), [([], 4, "no tokens"), ([VOCABULARY], 4, str(VOCABULARY)), (PROMPT, 250, "256")]
 )
 def test_requests_that_cannot_be_answered_are_refused(
-    prompt: list[int], tokens: int, said: str, checkpoint: Make, engine: TransformersEngine
+    prompt: list[int], tokens: int, said: str, checkpoint_of: Make, engine: TransformersEngine
 ) -> None:
-    engine.load(_plan(), checkpoint("gpt2"))
+    engine.load(_plan(), checkpoint_of("gpt2"))
     with pytest.raises(InputError, match=said):
         engine.generate(prompt, tokens)
 
@@ -343,7 +283,7 @@ def test_importing_and_describing_the_engine_imports_neither_torch_nor_transform
 
 
 @pytest.mark.slow
-def test_slim_import_leaves_the_compiler_out_and_nothing_patched(checkpoint: Make) -> None:
+def test_slim_import_leaves_the_compiler_out_and_nothing_patched(checkpoint_of: Make) -> None:
     code = """if True:
         import sys
         from pathlib import Path
@@ -368,16 +308,16 @@ def test_slim_import_leaves_the_compiler_out_and_nothing_patched(checkpoint: Mak
         import importlib.util
         assert is_scipy_available() == (importlib.util.find_spec("scipy") is not None)
     """
-    _run(code, str(checkpoint("gpt2")))
+    _run(code, str(checkpoint_of("gpt2")))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_native_recipe_runs_the_plan_without_us(
-    precision: str, checkpoint: Make, int8_artifact: Make, tmp_path: Path, engine: TransformersEngine
+    precision: str, checkpoint_of: Make, int8_artifact: Make, tmp_path: Path, engine: TransformersEngine
 ) -> None:
     plan = _plan(precision=precision)
-    script = native_recipe(plan, str(checkpoint("gpt2")))
+    script = native_recipe(plan, str(checkpoint_of("gpt2")))
     assert "import inferplan" not in script
     assert "from inferplan" not in script
     (tmp_path / "recipe.py").write_text(script)
@@ -386,5 +326,5 @@ def test_native_recipe_runs_the_plan_without_us(
         [sys.executable, "-I", str(tmp_path / "recipe.py"), *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    engine.load(plan, (int8_artifact if precision == "int8" else checkpoint)("gpt2"))
+    engine.load(plan, (int8_artifact if precision == "int8" else checkpoint_of)("gpt2"))
     assert json.loads(done.stdout.splitlines()[-1]) == list(engine.generate(PROMPT, 12))

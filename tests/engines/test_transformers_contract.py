@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,29 +9,9 @@ import pytest
 from inferplan import measure
 from inferplan.plan import Plan
 from inferplan.testing import EngineContract, Reference
+from tiny_models import Make, reference_of
 
-torch = pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A seeded GPT-2 with spread-out weights, so that greedy output varies."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(7)
-    config = GPT2Config(
-        vocab_size=128,
-        n_positions=256,
-        n_embd=64,
-        n_layer=2,
-        n_head=4,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    path = tmp_path_factory.mktemp("tiny-gpt2")
-    GPT2LMHeadModel(config).save_pretrained(path)
-    return path
+pytest.importorskip("torch")
 
 
 @pytest.mark.slow
@@ -40,23 +19,12 @@ class TestTransformersContract(EngineContract):
     engine = "transformers"
 
     @pytest.fixture
-    def checkpoint(self, tiny: Path) -> Path:
-        return tiny
+    def checkpoint(self, checkpoint_of: Make) -> Path:
+        return checkpoint_of("gpt2")
 
     @pytest.fixture
-    def reference(self, tiny: Path) -> Reference:
-        from transformers import GPT2LMHeadModel
-
-        model = GPT2LMHeadModel.from_pretrained(tiny).eval()
-
-        def greedy(prompt: Sequence[int], count: int) -> list[int]:
-            ids = torch.tensor([list(prompt)])
-            with torch.inference_mode():
-                for _ in range(count):
-                    ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-            return [int(token) for token in ids[0, len(prompt) :]]
-
-        return greedy
+    def reference(self) -> Reference:
+        return reference_of("gpt2")
 
     def test_the_reference_output_varies(self, reference: Reference) -> None:
         assert len(set(reference(self.prompts[0], self.max_tokens))) > 8, "equal tokens would prove little"

@@ -46,6 +46,7 @@ _ENDS_WITHIN_S = 30.0
 _DRAWN_WITHIN_MS = 60_000
 # Beyond it a page is cut off in its picture: no page of ours should come near.
 _TALLEST_PX = 12_000
+_STILL_MS = 300  # a run of the page that was asked for has begun by then
 
 
 def find_chromium() -> str | None:
@@ -339,7 +340,23 @@ def pictures(page: Page, name: str, part: Locator | None = None) -> None:
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         expect(page.get_by_test_id("stApp")).to_have_css("color-scheme", scheme)
+        if part is not None:
+            still(page)  # the page is run again for another scheme, and a part that is put anew has no picture
         (part or page).screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png", animations="disabled")
+
+
+def still(page: Page) -> None:
+    """Wait until the page is drawn and nothing was put on it or taken away for a while."""
+    drawn(page)
+    page.evaluate(
+        """quiet => new Promise(resolve => {
+            const done = () => { observer.disconnect(); resolve(); };
+            let timer = setTimeout(done, quiet);
+            const observer = new MutationObserver(() => { clearTimeout(timer); timer = setTimeout(done, quiet); });
+            observer.observe(document.querySelector("[data-testid=stMain]"), {childList: true, subtree: true});
+        })""",
+        _STILL_MS,
+    )
 
 
 def sideways(page: Page) -> dict[str, int]:

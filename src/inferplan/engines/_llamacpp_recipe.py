@@ -10,11 +10,15 @@ from collections.abc import Mapping
 from ..plan import Plan
 
 _OUTTYPE = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0", "int4": "f32"}
+# By the type of the linear layers, what llama-quantize is told to make the same file: see `_llamacpp_convert._WIDER`.
+_QUANTIZE = {
+    "q4_0": "--pure --token-embedding-type q8_0 --output-tensor-type q8_0 model.gguf model-q4_0.gguf Q4_0",
+    "q4_k": "--pure --token-embedding-type q6_k --output-tensor-type q6_k model.gguf model-q4_k.gguf Q4_K_S",
+}
 _SCRIPT = '''"""{plan_id}, with xllamacpp alone.
 
-It needs a GGUF file: the one that was measured (model.gguf in inferplan's cache), or one made by llama.cpp's own tools:
-    python convert_hf_to_gguf.py {name} --outtype {outtype} --outfile model.gguf{quantize}
-Then: python recipe.py model.gguf --prompt "Once upon a time"      or, with token ids: --ids 464,2159
+It needs a GGUF file: the one that was measured (model.gguf in inferplan's cache), or {made}
+Then: python recipe.py {file} --prompt "Once upon a time"      or, with token ids: --ids 464,2159
 (The file that was measured names its tokens by their ids; it takes --ids only.)
 """
 import os
@@ -62,13 +66,13 @@ main()
 
 
 def script(plan: Plan, name: str, env: Mapping[str, str], options: Mapping[str, object]) -> str:
-    """The script for `plan`; `name` is the checkpoint, for the words about conversion."""
+    """The script for `plan`; `name` is the checkpoint, for the words about its file."""
+    file, made = _file(plan, name.replace('"', "'").replace("\\", "/"))
     return _SCRIPT.format(
         # a comment in the output may hold no quote that would end its docstring
         plan_id=plan.id.replace('"', "'").replace("\\", "/"),
-        name=name.replace('"', "'").replace("\\", "/"),
-        outtype=_OUTTYPE.get(plan.precision, "f32"),
-        quantize="\n    llama-quantize model.gguf model-q4_0.gguf Q4_0" if plan.precision == "int4" else "",
+        file=file,
+        made=made,
         env=dict(env),
         threads=options["threads"],
         prefill_threads=options["prefill_threads"],
@@ -78,3 +82,16 @@ def script(plan: Plan, name: str, env: Mapping[str, str], options: Mapping[str, 
         mode="MMAP" if options["mmap"] else "NONE",
         no_repack=not options["repack"],
     )
+
+
+def _file(plan: Plan, name: str) -> tuple[str, str]:
+    """The file that the script is run with, and how it comes about."""
+    outtype = _OUTTYPE.get(plan.precision)
+    if outtype is None:  # a ready file, whose weights were taken as they are
+        return "model.gguf", f"the {plan.precision.upper()} file of {name} as it is."
+    made = f"""one made by llama.cpp's own tools:
+    python convert_hf_to_gguf.py {name} --outtype {outtype} --outfile model.gguf"""
+    if plan.precision != "int4":
+        return "model.gguf", made
+    kind = str(plan.option("int4", "q4_0"))
+    return f"model-{kind}.gguf", f"{made}\n    llama-quantize {_QUANTIZE[kind]}"

@@ -92,7 +92,7 @@ def start(store: Path, study: str, flags: Sequence[str] = (), *, prompts: str = 
                 subprocess.Popen,
                 command,
                 cwd=place,
-                env=measure.worker_environment(),
+                env=measure.package_environment(),
                 stdin=given,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -88,6 +88,18 @@ def test_each_way_to_fail_is_a_row_with_its_reason(
     assert words in done.reason
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_death_is_noticed_though_a_forked_process_keeps_the_pipes_and_that_is_ended_too(
+    info: EngineInfo, artifact: Path
+) -> None:
+    before = time.monotonic()
+    done = run(info, trial(artifact, options={"behaviour": "stray"}, request_timeout_s=60))
+    assert (done.status, "SIGABRT" in done.reason) == ("crashed", True), done.reason
+    assert time.monotonic() - before < 50, "only its time limit has ended it"
+    workers = [p for p in psutil.process_iter(["cmdline", "status"]) if "inferplan.worker" in (p.info["cmdline"] or ())]
+    assert [p for p in workers if p.info["status"] != psutil.STATUS_ZOMBIE] == []
+
+
 @pytest.mark.parametrize("behaviour", ["hang", "hang_load"])
 def test_a_hang_ends_at_its_limit(info: EngineInfo, artifact: Path, behaviour: str) -> None:
     done = run(info, trial(artifact, options={"behaviour": behaviour}, request_timeout_s=1.0, load_timeout_s=3.0))

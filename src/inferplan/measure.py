@@ -153,7 +153,13 @@ def _told(
     """What a worker that answers once has said; a worker that hangs is killed and ends with `_TIMED_OUT`."""
     started, pipe = time.monotonic(), subprocess.PIPE
     with subprocess.Popen(
-        command, env=worker_environment(), stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        command,
+        env=worker_environment(),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,  # its helpers die with its group
     ) as process:
         try:
             while (left := timeout_s - (time.monotonic() - started)) > 0:
@@ -161,11 +167,14 @@ def _told(
                     stdout, stderr = process.communicate(task, min(left, _WAITING_S))
                 except subprocess.TimeoutExpired:
                     task = None  # it has been sent
-                    waiting(time.monotonic() - started)
+                    if process.poll() is not None:
+                        _kill_group(process)  # what it left behind holds the pipes open
+                    else:
+                        waiting(time.monotonic() - started)
                 else:
                     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
         finally:
-            process.kill()  # nothing to one that has ended
+            _kill_group(process)
     return subprocess.CompletedProcess(command, _TIMED_OUT, "", f"no answer after {timeout_s:g} s")
 
 
@@ -347,7 +356,7 @@ class _Child:
     def kill(self) -> None:
         """End the process and everything it started."""
         members = procmem.tree(self._process.pid) if self._process.poll() is None else ()
-        self._kill_group()
+        _kill_group(self._process)
         for member in members[1:]:
             with contextlib.suppress(OSError):
                 os.kill(member, getattr(signal, "SIGKILL", signal.SIGTERM))
@@ -356,13 +365,6 @@ class _Child:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
-
-    def _kill_group(self) -> None:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        else:
-            self._process.kill()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -380,7 +382,7 @@ class _Child:
             return
 
     def _receive(self, timeout_s: float, doing: str) -> dict[str, Any]:
-        deadline = time.perf_counter() + timeout_s
+        deadline, dead = time.perf_counter() + timeout_s, False
         while True:
             left = deadline - time.perf_counter()
             if left <= 0:
@@ -388,6 +390,9 @@ class _Child:
             try:
                 line = self._inbox.get(timeout=min(left, 1 / SAMPLING_HZ))
             except queue.Empty:
+                if dead:  # and what it had said was read meanwhile: a process that it left holds the pipe open
+                    raise self._ended(doing) from None
+                dead = self._process.poll() is not None
                 self._look()
                 continue
             if line is None:
@@ -415,6 +420,15 @@ class _Child:
         self._errors.seek(0)
         status, reason = _death(code, self._errors.read())
         return _WorkerEnded(status, f"while {doing}: {reason}")
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """End a process that began a session of its own, and what it left behind there."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def _death(code: int, errors: str) -> tuple[Status, str]:

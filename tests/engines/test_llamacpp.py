@@ -75,6 +75,24 @@ class TestLlamaCppContract(EngineContract):
         assert busy_tasks(seen["task_cpu_s"]) == decode, seen
         assert busy_tasks(seen["prefill_task_cpu_s"]) == prefill, seen
 
+    def test_keys_and_values_take_the_room_of_their_type(self, real: RealModel) -> None:
+        peaks = {}
+        for kind in ("f32", "f16"):
+            plan = Plan("tiny", self.engine, "fp32", options=(("kv_type", kind),))
+            memory = self.run(plan, real.artifact, real.info, real.prompts()[:1]).memory
+            assert memory is not None and memory.peak_bytes is not None
+            peaks[kind] = memory.peak_bytes
+        numbers = 2 * 30 * 192 * 1024  # keys and values, layers, heads times their width, first room
+        assert numbers <= peaks["f32"] - peaks["f16"] <= 3 * numbers, "two bytes fewer for each, and noise"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="this system does not tell what is mapped")
+@pytest.mark.parametrize("mapped", [True, False])
+def test_weights_are_mapped_or_read(mapped: bool, artifact_of: ArtifactOf, engine: LlamaCppEngine) -> None:
+    file = artifact_of("gpt2")
+    engine.load(_plan(mmap=mapped), file)
+    assert (str(file / MODEL_NAME) in Path("/proc/self/maps").read_text()) == mapped
+
 
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(NOT_IN_LLAMACPP)))
 def test_fp32_gives_the_tokens_of_transformers(

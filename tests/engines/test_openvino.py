@@ -18,6 +18,7 @@ from inferplan.engines._openvino_file import DATA_NAME, MODEL_NAME, read_model
 from inferplan.engines._openvino_properties import check_ran, properties, told
 from inferplan.engines.openvino import NOTES_NAME, OpenVinoEngine
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
+from inferplan.measurement import Request, Trial
 from inferplan.plan import OptionValue, Plan
 from inferplan.testing import EngineContract, Reference
 from tiny_models import CONFIGS, PROMPT, Make, greedy, library_model, reference_of
@@ -401,6 +402,29 @@ def test_running_a_converted_model_imports_neither_torch_nor_transformers(artifa
         [sys.executable, "-c", code], env=measure.worker_environment(), capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_nothing_is_reported_to_anybody(checkpoint_of: Make, tmp_path: Path) -> None:
+    """OpenVINO keeps a count of its reports below the home directory, and sends them from a process that it forks."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        assert measure.convert(_plan(), checkpoint_of("gpt2"), out) == ("ok", "")
+        trial = Trial(_plan(), out, 1, (Request(0, PROMPT, 4),))
+        assert measure.measure(trial, measure.describe("openvino"), measure.Watch(cores=2, judge=False)).status == "ok"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_with_one_thread_bf16_goes_without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract runs it where there is AMX: without this the library divides by zero there."""
+    monkeypatch.setattr("inferplan.engines._cpu.cpu_flags", lambda: frozenset({"avx512_bf16", "amx_bf16"}))
+    info = OpenVinoEngine().describe()
+    assert info.variables(_plan("bf16", 1)) == {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+    assert "'AVX512_CORE_BF16'" in OpenVinoEngine().native_recipe(_plan("bf16", 1), "some/model")
+    assert info.variables(_plan("bf16", 2)) == info.variables(_plan("fp32", 1)) == {}
+    monkeypatch.setattr("inferplan.engines._cpu.cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    assert OpenVinoEngine().describe().variables(_plan("bf16", 1)) == {}
 
 
 @pytest.mark.parametrize(("precision", "pipeline"), [("fp32", "stateful"), ("int8", "paged")])

@@ -19,6 +19,11 @@ Then: python recipe.py DIRECTORY --ids 464,2159      or, where a tokenizer lies 
 (The directory that was measured holds no tokenizer; it takes --ids only.)
 """
 import argparse
+import os
+import sys
+
+os.environ.update({env!r})  # before openvino is imported
+sys.modules["openvino_telemetry"] = None  # importing openvino would report that over the network
 
 import numpy
 import openvino
@@ -57,13 +62,20 @@ main()
 '''
 
 
-def script(plan: Plan, name: str, properties: Mapping[str, object], scheduler: Mapping[str, object]) -> str:
+def script(
+    plan: Plan,
+    name: str,
+    env: Mapping[str, str],
+    properties: Mapping[str, object],
+    scheduler: Mapping[str, object],
+) -> str:
     """The script for `plan`; `name` is the checkpoint, for the words about conversion."""
     return _SCRIPT.format(
         # a comment in the output may hold no quote that would end its docstring
         plan_id=plan.id.replace('"', "'").replace("\\", "/"),
         name=name.replace('"', "'").replace("\\", "/"),
         weights=_FORMATS[plan.precision],
+        env=dict(env),
         properties=dict(properties),
         scheduler=dict(scheduler),
     )

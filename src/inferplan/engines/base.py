@@ -54,6 +54,7 @@ class EngineInfo:
             hands `convert` the file itself, whatever `converts` says.
         installed: whether its library is there at all; one that is there and does not work
             lacks `engine` all the same.
+        env_of: variables besides `env` of some plans alone, by their precision and threads: `bf16/t1`.
     """
 
     name: str
@@ -71,12 +72,13 @@ class EngineInfo:
     converts: tuple[str, ...] | None = None
     ready: tuple[str, ...] = ()
     installed: bool = True
+    env_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def variables(self, plan: Plan) -> dict[str, str]:
         """`env` with the plan's values: what its process must start with."""
         values: dict[str, OptionValue] = {"threads": plan.threads}
         values.update({axis.name: plan.option(axis.name, axis.default) for axis in self.axes})
-        filled = dict(self.env)
+        filled = {**self.env, **self.env_of.get(f"{plan.precision}/t{plan.threads}", {})}
         for name, value in values.items():
             filled = {variable: text.replace(f"{{{name}}}", str(value)) for variable, text in filled.items()}
         return filled

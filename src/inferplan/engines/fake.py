@@ -57,8 +57,10 @@ class FakeEngine:
                         "short",
                         "noisy",
                         "helper",
+                        "stray",
                     ),
-                    "how it fails, if at all; helper: a process of its own holds the weights",
+                    "how it fails, if at all; helper: a process of its own holds the weights; "
+                    "stray: a process that it forked outlives it, with its pipes",
                 ),
             ),
             env={"OMP_NUM_THREADS": "{threads}"},
@@ -137,6 +139,10 @@ def _misbehave(behaviour: str) -> None:
     if behaviour == "error":
         raise EngineError("the fake engine was told to fail while generating")
     if behaviour == "crash":
+        os.abort()
+    if behaviour == "stray":
+        if hasattr(os, "fork") and os.fork() == 0:
+            time.sleep(3600)
         os.abort()
     if behaviour == "killed":
         os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))

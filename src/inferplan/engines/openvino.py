@@ -7,6 +7,7 @@ file to `_openvino_file`, properties to `_openvino_properties` and the words of 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from ..errors import ArtifactError, EngineError, Unsupported
 from ..measurement import Actual
 from ..plan import Plan
 from ._openvino_file import DATA_NAME, MODEL_NAME, ModelFile, read_model
+from ._openvino_library import WITHOUT_AMX, send_no_reports, variables_of
 from ._openvino_properties import (
     AXES,
     NAMES,
@@ -69,6 +71,7 @@ class OpenVinoEngine:
             axes=AXES,
             lacks=lacks,
             libraries=libraries,
+            env_of=variables_of(),
             artifact_key=f"{_FORMAT}-{libraries['openvino']}-{_converter()}",
             kv_cache=(True,),
         )
@@ -87,6 +90,7 @@ class OpenVinoEngine:
             ArtifactError: the checkpoint is corrupt or incomplete, with the file's name.
             Unsupported: the architecture cannot be converted, with the reason.
         """
+        send_no_reports()
         from ._openvino_convert import convert
 
         notes = convert(checkpoint, plan.precision, out)
@@ -144,7 +148,7 @@ class OpenVinoEngine:
     def native_recipe(self, plan: Plan, checkpoint: str) -> str:
         """A Python script that runs `plan` with openvino-genai alone, on a converted model."""
         scheduler = PAGED if paged(plan) else {}
-        return script(plan, checkpoint, properties(plan), scheduler)
+        return script(plan, checkpoint, self.describe().variables(plan), properties(plan), scheduler)
 
     def close(self) -> None:
         """Give the model's memory and threads back."""
@@ -154,6 +158,7 @@ class OpenVinoEngine:
 
 @cache
 def _capabilities() -> frozenset[str]:
+    send_no_reports()
     import openvino
     import openvino_genai  # noqa: F401  (installed is not enough: it must load here)
 
@@ -225,6 +230,7 @@ def _actual(plan: Plan, file: ModelFile, ran: Mapping[str, str], notes: Mapping[
             "dynamic_quantization_group_size": ran["DYNAMIC_QUANTIZATION_GROUP_SIZE"],
             "streams": ran["NUM_STREAMS"],
             **({"weight_group_size": str(notes["group_size"])} if notes["group_size"] else {}),
+            **{name: os.environ[name] for name in WITHOUT_AMX if name in os.environ},
         },
     )
 

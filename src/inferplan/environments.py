@@ -25,6 +25,9 @@ STAMP = "inferplan-environment.json"  # written last: without it an environment 
 VARIABLE = "INFERPLAN_ENVIRONMENTS"
 _LOCKS = ".locks"
 _GIB = 1 << 30
+# llama.cpp's kernels for AMX die of SIGILL when GCC has compiled them: it drops the setting of the tiles
+# (ggml-org/llama.cpp#26954).
+_WITHOUT_AMX = ("-mno-amx-int8",) if platform.machine().lower() in ("x86_64", "amd64") else ()
 _ELSEWHERE = Path(__file__).with_name("_elsewhere.py")
 
 
@@ -78,6 +81,7 @@ RECIPES: dict[str, Recipe] = {
                 "-DGGML_NATIVE=ON -DLLAMA_LLGUIDANCE=OFF -DLLAMA_BUILD_BORINGSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF "
                 "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF",
             ),
+            *((name, flag) for flag in _WITHOUT_AMX for name in ("CFLAGS", "CXXFLAGS")),
         ),
         tools=("cmake", "c++|g++|clang++", "make|ninja"),
     ),

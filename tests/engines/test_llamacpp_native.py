@@ -68,6 +68,7 @@ def test_it_is_built_with_what_this_cpu_has(tiny: Path, tmp_path: Path) -> None:
     flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
     assert ("AVX512" in kernel.split()) == ("avx512f" in flags)
     assert ("AVX512_VNNI" in kernel.split()) == ("avx512_vnni" in flags)
+    assert "AMX_INT8" not in kernel.split(), "what GCC makes of these kernels dies of SIGILL"
 
 
 @installed

@@ -243,6 +243,18 @@ def pick(page: Page, label: str, *wanted: str) -> None:
             button.click()
 
 
+def pick_chart(page: Page, kind: str) -> str:
+    """Choose a chart, wait until it has taken the place of the one before, and tell its text alternative."""
+    figure = page.get_by_role("figure").first
+    before = figure.get_attribute("aria-label") or ""
+    chosen = page.get_by_role("radio", name=kind, exact=True)
+    if chosen.get_attribute("aria-checked") != "true":
+        chosen.click()
+        expect(figure).not_to_have_attribute("aria-label", before)
+    still(page)
+    return figure.get_attribute("aria-label") or ""
+
+
 def _chosen(button: Locator) -> bool:
     return "true" in (button.get_attribute("aria-pressed"), button.get_attribute("aria-checked"))
 

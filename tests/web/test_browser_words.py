@@ -117,8 +117,7 @@ def test_a_model_whose_name_looks_like_markup_is_shown_as_it_is_called(page: Pag
         at.unfold(page, title)
     expect(page.get_by_test_id("stExpander").first).to_contain_text(name)
     for chart in ("distribution", "latency and memory"):
-        at.pick(page, "chart", chart)
-        expect(page.get_by_role("figure")).to_be_visible()
+        assert at.pick_chart(page, chart)
     _nothing_rendered(page)
     at.visit(page, shown, "/history")
     at.select_one(page, "study", study.id)

@@ -191,6 +191,7 @@ def web(arguments: Arguments) -> int:
         "server.address": arguments.host,
         "server.port": arguments.port,
         "server.headless": str(arguments.no_browser).lower(),
+        "server.showEmailPrompt": "false",  # it would wait for an answer before the first page is served
     }
     command = [sys.executable, "-m", "streamlit", "run", str(script)]
     command += [f"--{name}={value}" for name, value in options.items()] + ["--", "--store", str(path)]

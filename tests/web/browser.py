@@ -75,22 +75,26 @@ class Server:
 
 
 @contextmanager
-def serve(root: Path, *, models: Path | None = None, cwd: Path | None = None) -> Iterator[Server]:
+def serve(
+    root: Path, *, models: Path | None = None, cwd: Path | None = None, home: Path | None = None
+) -> Iterator[Server]:
     """`inferplan web` with a store of its own below `root`; ended, with the studies that it started, on leaving.
 
     Args:
         cwd: where it is started from; `root` when None, so that no file of the repository helps it.
+        home: of a user whose browser is to be opened; None: none is opened.
     """
     root.mkdir(parents=True, exist_ok=True)
     server = Server(f"http://127.0.0.1:{_free_port()}", root / "inferplan.db", root / "server.log")
     port = server.url.rpartition(":")[2]
-    command = [sys.executable, "-m", "inferplan", "web", "--no-browser", "--port", port, "--store", str(server.store)]
+    command = [sys.executable, "-m", "inferplan", "web", "--port", port, "--store", str(server.store)]
+    command += [] if home else ["--no-browser"]
     command += ["--models-dir", str(models)] if models else []
     with server.log.open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=cwd or root,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **({"HOME": str(home), "BROWSER": "true"} if home else {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

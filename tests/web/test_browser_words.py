@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -12,6 +13,12 @@ from web.browser import Server
 from web.browser_studies import MARKUP, STUDIES
 
 pytestmark = pytest.mark.browser
+
+
+def test_a_first_start_asks_nothing_on_the_terminal(tmp_path: Path) -> None:
+    """Streamlit would ask a new user for an address, and serve no page before the answer."""
+    with at.serve(tmp_path / "app", home=tmp_path) as server:
+        assert "mail" not in server.log.read_text()
 
 
 # --- bad input ---

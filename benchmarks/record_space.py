@@ -6,6 +6,10 @@ the same file. Each process is written to --keep as it ends: run again with the 
 that hours of recording may be divided. A request that runs longer than --cut seconds is ended and kept as a lower
 bound. With --pack nothing is measured but the machine's rates: what was kept is written compactly, with these, the
 machine, the dates and the versions.
+
+A file that is there already is added to: what --out holds counts as measured, and --pack keeps it. It has to be of the
+same machine, versions and requests. `--again openvino` measures that engine's plans anew and leaves out what --out
+holds of them.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import json
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +54,13 @@ def space_of(arguments: argparse.Namespace) -> tuple[list[Plan], dict[str, str]]
 
 
 def record(arguments: argparse.Namespace) -> None:
-    """Measure what the kept file does not hold yet."""
-    plans, _ = space_of(arguments)
+    """Measure what neither the kept file nor the packed one holds yet."""
+    plans, libraries = space_of(arguments)
+    packed = held(arguments, libraries)
     bench = make_ready(arguments.models, plans, arguments.tokens, arguments.prompts)
     print(header(bench.checkpoints, arguments.tokens))
-    done = {(m.plan, m.round) for m, _ in kept(arguments.keep)}
+    done = {(m.plan, m.round) for m in kept(arguments.keep)}
+    done |= {(plan, round_) for plan, row in packed.rows.items() for round_ in range(1, len(row["processes"]) + 1)}
     arguments.keep.parent.mkdir(parents=True, exist_ok=True)
     watch = measure.Watch(cores=machine.detect().cores_granted, judge=True)
     for round_ in range(1, arguments.rounds + 1):
@@ -76,46 +82,86 @@ def _one(bench: Bench, plan: Plan, round_: int, cut_after_s: float, watch: measu
     return replace(measured, converted=bench.ready.converted(plan))
 
 
-def kept(path: Path) -> Iterable[tuple[Measurement, str]]:
+def kept(path: Path) -> Iterable[Measurement]:
     """What was recorded so far; a line that was being written when it was cut off is left out."""
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            yield decode(Measurement, json.loads(line)), line
+            yield decode(Measurement, json.loads(line))
         except ValueError:
             say("a line that was cut off is left out")
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What --out holds already, without the processes of plans that are measured again.
+
+    Attributes:
+        about: all but the plans; empty where there is no such file.
+        rows: by plan, as `_plan` wrote it.
+    """
+
+    about: Mapping[str, Any]
+    rows: Mapping[Plan, Mapping[str, Any]]
+
+
+def held(arguments: argparse.Namespace, libraries: Mapping[str, str]) -> Held:
+    """Read --out; SystemExit where it was recorded on another machine, with other versions or other requests."""
+    if not arguments.out.is_file():
+        return Held({}, {})
+    data = json.loads(gzip.decompress(arguments.out.read_bytes()))
+    rows = {Plan.parse(row["id"]): row for row in data.pop("plans")}
+    here = {"machine": _machine(machine.detect()), "max_tokens": arguments.tokens, **libraries}
+    recorded = {**here, **data["libraries"], "machine": data["machine"], "max_tokens": data["max_tokens"]}
+    if differ := [f"{what} {recorded[what]}, here {here[what]}" for what in here if recorded[what] != here[what]]:
+        raise SystemExit(f"{arguments.out} holds {'; '.join(differ)}: give another --out to begin a record")
+    again = {plan: {**row, "processes": []} for plan, row in rows.items() if plan.engine in arguments.again}
+    return Held(data, {**rows, **again})
+
+
+def _machine(here: machine.Machine) -> str:
+    return f"{here.cpu_model}, {here.cores_granted:g} cores, {here.memory_bytes / 2**30:.1f} GiB"
+
+
 def pack(arguments: argparse.Namespace) -> None:
-    """Write what was kept as one compact file."""
+    """Write what was kept, and what --out held before, as one compact file."""
     plans, libraries = space_of(arguments)
+    packed = held(arguments, libraries)
     bench = make_ready(arguments.models, plans[:1], arguments.tokens, arguments.prompts)  # for their token ids
-    measured: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
-    for measurement, _ in kept(arguments.keep):
-        if measurement.plan in measured:
-            measured[measurement.plan].append(measurement)
-    starts = [m.started_at for found in measured.values() for m in found]
-    here, before = machine.detect(), time.perf_counter()
-    measured_rates = rates.measure(here, tell=say)
-    rates_s = time.perf_counter() - before
-    data = {
-        "format": "inferplan recorded space",
-        "version": 1,
-        "machine": f"{here.cpu_model}, {here.cores_granted:g} cores, {here.memory_bytes / 2**30:.1f} GiB",
-        "cores": here.cores_granted,
-        "recorded": [time.strftime("%Y-%m-%d %H:%M", time.gmtime(t)) for t in (min(starts), max(starts))],
-        "libraries": libraries,
-        "max_tokens": arguments.tokens,
-        "rates": encode(measured_rates),
-        "rates_s": _short(rates_s),
-        "models": {name: _model(bench, name) for name in arguments.models},
-        "plans": [_plan(plan, found) for plan, found in measured.items() if found],
-    }
+    measured: dict[Plan, list[Measurement]] = {}
+    for m in kept(arguments.keep):
+        if m.plan not in packed.rows or m.round > len(packed.rows[m.plan]["processes"]):
+            measured.setdefault(m.plan, []).append(m)
+    dates = [time.strftime("%Y-%m-%d %H:%M", time.gmtime(m.started_at)) for of in measured.values() for m in of]
+    dates += packed.about.get("recorded", [])
+    about = dict(packed.about) or _begun(libraries, arguments.tokens)
+    about["recorded"] = [min(dates), max(dates)]
+    about["libraries"] = {**about["libraries"], **libraries}
+    about["models"] = {**about.get("models", {}), **{name: _model(bench, name) for name in arguments.models}}
+    rows = {plan: _joined(packed.rows.get(plan), plan, measured.get(plan, ())) for plan in {*packed.rows, *measured}}
+    place = {plan: i for i, plan in enumerate(plans)}
+    data = {**about, "plans": [rows[plan] for plan in sorted(rows, key=lambda plan: (place.get(plan, -1), plan.id))]}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, separators=(",", ":"))
     arguments.out.write_bytes(gzip.compress(text.encode(), mtime=0))
-    print(f"{arguments.out}: {len(data['plans'])} plans, {arguments.out.stat().st_size / 1024:.0f} KiB")
+    print(f"{arguments.out}: {len(rows)} plans, {arguments.out.stat().st_size / 1024:.0f} KiB")
+
+
+def _begun(libraries: Mapping[str, str], tokens: int) -> dict[str, Any]:
+    """What a new record says of where it was made; measures the machine's rates."""
+    here, before = machine.detect(), time.perf_counter()
+    measured_rates = rates.measure(here, tell=say)
+    return {
+        "format": "inferplan recorded space",
+        "version": 1,
+        "machine": _machine(here),
+        "cores": here.cores_granted,
+        "libraries": libraries,
+        "max_tokens": tokens,
+        "rates": encode(measured_rates),
+        "rates_s": _short(time.perf_counter() - before),
+    }
 
 
 def _model(bench: Bench, name: str) -> Mapping[str, Any]:
@@ -127,14 +173,11 @@ def _model(bench: Bench, name: str) -> Mapping[str, Any]:
     }
 
 
-def _plan(plan: Plan, measured: Sequence[Measurement]) -> Mapping[str, Any]:
+def _joined(before: Mapping[str, Any] | None, plan: Plan, measured: Sequence[Measurement]) -> Mapping[str, Any]:
     made = next((m.converted for m in measured if m.converted is not None), None)
-    return {
-        "id": plan.id,
-        "converted_s": None if made is None else _short(made.seconds),
-        "converted_bytes": None if made is None else made.bytes,
-        "processes": [_process(m) for m in measured],
-    }
+    begun = before or {"id": plan.id, "converted_s": None, "converted_bytes": None, "processes": []}
+    cost = {} if before or made is None else {"converted_s": _short(made.seconds), "converted_bytes": made.bytes}
+    return {**begun, **cost, "processes": [*begun["processes"], *(_process(m) for m in measured)]}
 
 
 def _process(m: Measurement) -> Mapping[str, Any]:
@@ -172,6 +215,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4, help="how many of the shipped prompts")
     parser.add_argument("--cut", type=float, default=15.0, help="seconds after which a request is ended")
     parser.add_argument("--keep", type=Path, default=Path("build/space.jsonl"), help="a line a process")
+    parser.add_argument(
+        "--again", nargs="+", default=[], metavar="ENGINE", help="measure anew what --out holds of these"
+    )
     parser.add_argument("--pack", action="store_true", help="write what was kept compactly to --out")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()

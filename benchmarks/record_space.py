@@ -8,8 +8,8 @@ bound. With --pack nothing is measured but the machine's rates: what was kept is
 machine, the dates and the versions.
 
 A file that is there already is added to: what --out holds counts as measured, and --pack keeps it. It has to be of the
-same machine, versions and requests. `--again openvino` measures that engine's plans anew and leaves out what --out
-holds of them.
+same machine, versions and requests. With --again, given to both, the plans asked for are measured anew, and so are the
+machine's rates; --pack then leaves out what --out holds of those that were kept.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def space_of(arguments: argparse.Namespace) -> tuple[list[Plan], dict[str, str]]
 def record(arguments: argparse.Namespace) -> None:
     """Measure what neither the kept file nor the packed one holds yet."""
     plans, libraries = space_of(arguments)
-    packed = held(arguments, libraries)
+    packed = held(arguments, libraries, plans if arguments.again else ())
     bench = make_ready(arguments.models, plans, arguments.tokens, arguments.prompts)
     print(header(bench.checkpoints, arguments.tokens))
     done = {(m.plan, m.round) for m in kept(arguments.keep)}
-    done |= {(plan, round_) for plan, row in packed.rows.items() for round_ in range(1, len(row["processes"]) + 1)}
+    done |= {(plan, round_) for plan in plans for round_ in range(1, packed.processes(plan) + 1)}
     arguments.keep.parent.mkdir(parents=True, exist_ok=True)
     watch = measure.Watch(cores=machine.detect().cores_granted, judge=True)
     for round_ in range(1, arguments.rounds + 1):
@@ -105,47 +105,53 @@ class Held:
     about: Mapping[str, Any]
     rows: Mapping[Plan, Mapping[str, Any]]
 
+    def processes(self, plan: Plan) -> int:
+        """How many of `plan` count as measured."""
+        return len(self.rows[plan]["processes"]) if plan in self.rows else 0
 
-def held(arguments: argparse.Namespace, libraries: Mapping[str, str]) -> Held:
+
+def held(arguments: argparse.Namespace, libraries: Mapping[str, str], again: Sequence[Plan]) -> Held:
     """Read --out; SystemExit where it was recorded on another machine, with other versions or other requests."""
     if not arguments.out.is_file():
         return Held({}, {})
     data = json.loads(gzip.decompress(arguments.out.read_bytes()))
     rows = {Plan.parse(row["id"]): row for row in data.pop("plans")}
     here = {"machine": _machine(machine.detect()), "max_tokens": arguments.tokens, **libraries}
-    recorded = {**here, **data["libraries"], "machine": data["machine"], "max_tokens": data["max_tokens"]}
+    recorded = {**here, **data["libraries"], **{name: data[name] for name in ("machine", "max_tokens")}}
     if differ := [f"{what} {recorded[what]}, here {here[what]}" for what in here if recorded[what] != here[what]]:
         raise SystemExit(f"{arguments.out} holds {'; '.join(differ)}: give another --out to begin a record")
-    again = {plan: {**row, "processes": []} for plan, row in rows.items() if plan.engine in arguments.again}
-    return Held(data, {**rows, **again})
+    return Held(data, {**rows, **{plan: {**rows[plan], "processes": []} for plan in again if plan in rows}})
 
 
 def _machine(here: machine.Machine) -> str:
-    return f"{here.cpu_model}, {here.cores_granted:g} cores, {here.memory_bytes / 2**30:.1f} GiB"
+    # Guests of one maker have the same name whatever the CPU beneath, so the instruction sets are told as well.
+    memory, isa = f"{here.memory_bytes / 2**30:.1f} GiB", " ".join(here.isa)
+    return f"{here.cpu_model}, {here.cores_granted:g} cores, {memory}, {isa or 'instruction sets not known'}"
 
 
 def pack(arguments: argparse.Namespace) -> None:
     """Write what was kept, and what --out held before, as one compact file."""
     plans, libraries = space_of(arguments)
-    packed = held(arguments, libraries)
-    bench = make_ready(arguments.models, plans[:1], arguments.tokens, arguments.prompts)  # for their token ids
-    measured: dict[Plan, list[Measurement]] = {}
+    found: dict[Plan, list[Measurement]] = {}
     for m in kept(arguments.keep):
-        if m.plan not in packed.rows or m.round > len(packed.rows[m.plan]["processes"]):
-            measured.setdefault(m.plan, []).append(m)
+        found.setdefault(m.plan, []).append(m)
+    packed = held(arguments, libraries, [plan for plan in plans if plan in found] if arguments.again else ())
+    bench = make_ready(arguments.models, plans[:1], arguments.tokens, arguments.prompts)  # for their token ids
+    measured = {plan: [m for m in of if m.round > packed.processes(plan)] for plan, of in found.items()}
     dates = [time.strftime("%Y-%m-%d %H:%M", time.gmtime(m.started_at)) for of in measured.values() for m in of]
     dates += packed.about.get("recorded", [])
-    about = dict(packed.about) or _begun(libraries, arguments.tokens)
+    about = dict(packed.about)
+    if arguments.again or not about:
+        about.update(_begun(libraries, arguments.tokens))
     about["recorded"] = [min(dates), max(dates)]
     about["libraries"] = {**about["libraries"], **libraries}
     about["models"] = {**about.get("models", {}), **{name: _model(bench, name) for name in arguments.models}}
-    rows = {plan: _joined(packed.rows.get(plan), plan, measured.get(plan, ())) for plan in {*packed.rows, *measured}}
-    place = {plan: i for i, plan in enumerate(plans)}
-    data = {**about, "plans": [rows[plan] for plan in sorted(rows, key=lambda plan: (place.get(plan, -1), plan.id))]}
+    ours = [plan for plan in dict.fromkeys([*packed.rows, *plans]) if plan in packed.rows or plan in measured]
+    data = {**about, "plans": [_joined(packed.rows.get(plan), plan, measured.get(plan, ())) for plan in ours]}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, separators=(",", ":"))
     arguments.out.write_bytes(gzip.compress(text.encode(), mtime=0))
-    print(f"{arguments.out}: {len(rows)} plans, {arguments.out.stat().st_size / 1024:.0f} KiB")
+    print(f"{arguments.out}: {len(ours)} plans, {arguments.out.stat().st_size / 1024:.0f} KiB")
 
 
 def _begun(libraries: Mapping[str, str], tokens: int) -> dict[str, Any]:

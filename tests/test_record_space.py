@@ -84,8 +84,8 @@ def test_a_record_is_added_to(
     assert len(row["processes"][1]["samples"]) == 2
 
     keep.unlink()
-    run("--rounds", "1", "--again", "transformers")
-    run("--pack", "--again", "transformers")
+    run("--rounds", "1", "--again")
+    run("--pack", "--again")
     (row,) = read(out)["plans"]
     assert [process["status"] for process in row["processes"]] == ["ok"]
     assert row["converted_s"] == 2.0

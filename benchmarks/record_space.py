@@ -221,9 +221,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4, help="how many of the shipped prompts")
     parser.add_argument("--cut", type=float, default=15.0, help="seconds after which a request is ended")
     parser.add_argument("--keep", type=Path, default=Path("build/space.jsonl"), help="a line a process")
-    parser.add_argument(
-        "--again", nargs="+", default=[], metavar="ENGINE", help="measure anew what --out holds of these"
-    )
+    parser.add_argument("--again", action="store_true", help="measure anew what --out holds of these plans")
     parser.add_argument("--pack", action="store_true", help="write what was kept compactly to --out")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from inferplan.engines._cpu import sums_bytes_exactly
 from inferplan.engines.base import EngineInfo
 from inferplan.engines.transformers import MIN_INT8_SHARE, TransformersEngine, native_recipe
 from inferplan.errors import ArtifactError, EngineError, InputError, Unsupported
@@ -94,7 +95,7 @@ def test_int8_runs_every_linear_layer_in_int8_and_stays_close_to_fp32(
         ours = engine.model(input_ids=ids, use_cache=False).logits[0]
         theirs = library_model(name)(ids).logits[0]
     error = (ours - theirs).norm() / theirs.norm()
-    assert 0 < error < 0.1
+    assert 0 < error < (0.1 if sums_bytes_exactly() else 0.2)  # weights of 7 bits have steps twice as wide
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa-tied", "qwen2"])

@@ -58,6 +58,7 @@ def record(arguments: argparse.Namespace) -> None:
     plans, libraries = space_of(arguments)
     packed = held(arguments, libraries, plans if arguments.again else ())
     bench = make_ready(arguments.models, plans, arguments.tokens, arguments.prompts)
+    packed.with_models(bench, arguments.models)
     print(header(bench.checkpoints, arguments.tokens))
     done = {(m.plan, m.round) for m in kept(arguments.keep)}
     done |= {(plan, round_) for plan in plans for round_ in range(1, packed.processes(plan) + 1)}
@@ -99,7 +100,7 @@ class Held:
 
     Attributes:
         about: all but the plans; empty where there is no such file.
-        rows: by plan, as `_plan` wrote it.
+        rows: by plan, as `_joined` made it.
     """
 
     about: Mapping[str, Any]
@@ -108,6 +109,13 @@ class Held:
     def processes(self, plan: Plan) -> int:
         """How many of `plan` count as measured."""
         return len(self.rows[plan]["processes"]) if plan in self.rows else 0
+
+    def with_models(self, bench: Bench, names: Sequence[str]) -> Mapping[str, Any]:
+        """Its models and those of `bench`; SystemExit where one of that name has other weights or requests."""
+        before, now = self.about.get("models", {}), {name: _model(bench, name) for name in names}
+        if other := [name for name in names if before.get(name, now[name]) != now[name]]:
+            raise SystemExit(f"--out holds other weights or requests of {', '.join(other)}: give another --out")
+        return {**before, **now}
 
 
 def held(arguments: argparse.Namespace, libraries: Mapping[str, str], again: Sequence[Plan]) -> Held:
@@ -135,6 +143,8 @@ def pack(arguments: argparse.Namespace) -> None:
     found: dict[Plan, list[Measurement]] = {}
     for m in kept(arguments.keep):
         found.setdefault(m.plan, []).append(m)
+    if not found:
+        raise SystemExit(f"{arguments.keep} holds no process: record some first, without --pack")
     packed = held(arguments, libraries, [plan for plan in plans if plan in found] if arguments.again else ())
     bench = make_ready(arguments.models, plans[:1], arguments.tokens, arguments.prompts)  # for their token ids
     measured = {plan: [m for m in of if m.round > packed.processes(plan)] for plan, of in found.items()}
@@ -145,7 +155,7 @@ def pack(arguments: argparse.Namespace) -> None:
         about.update(_begun(libraries, arguments.tokens))
     about["recorded"] = [min(dates), max(dates)]
     about["libraries"] = {**about["libraries"], **libraries}
-    about["models"] = {**about.get("models", {}), **{name: _model(bench, name) for name in arguments.models}}
+    about["models"] = packed.with_models(bench, arguments.models)
     ours = [plan for plan in dict.fromkeys([*packed.rows, *plans]) if plan in packed.rows or plan in measured]
     data = {**about, "plans": [_joined(packed.rows.get(plan), plan, measured.get(plan, ())) for plan in ours]}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,12 @@ def test_a_record_is_added_to(
     assert read(out)["recorded"][0] == "2026-01-01 00:00" < read(out)["recorded"][1]
     assert len(row["processes"][1]["samples"]) == 2
 
+    for arguments in (["--rounds", "3"], ["--pack"]):
+        with pytest.raises(SystemExit, match="other weights or requests"):
+            run("--prompts", "1", *arguments)
     keep.unlink()
+    with pytest.raises(SystemExit, match="holds no process: record some first"):
+        run("--pack")
     run("--rounds", "1", "--again")
     run("--pack", "--again")
     (row,) = read(out)["plans"]

@@ -33,7 +33,11 @@ SLA_1500 = SLA.from_p50_ms(1500)
 
 
 class World:
-    """Plans that take what `speed` says, in every process and beside every other."""
+    """Plans that take what `speed` says, in every process and beside every other.
+
+    Args:
+        slow: by plan and round, how many times as long that process takes.
+    """
 
     def __init__(
         self,
@@ -41,9 +45,10 @@ class World:
         peak_bytes: Mapping[Plan, int] | None = None,
         fails: Mapping[Plan, int] | None = None,
         wall_s: float = 1.0,
+        slow: Mapping[tuple[Plan, int], float] | None = None,
     ) -> None:
         self.speed, self.peak_bytes, self.fails = speed, peak_bytes or {}, fails or {}
-        self.wall_s = wall_s
+        self.wall_s, self.slow = wall_s, slow or {}
 
     def run(self, asked: Proposal) -> Measurement:
         """One process: the requests that were asked for, cut where they were to be cut."""
@@ -51,7 +56,8 @@ class World:
             gone = measurement(asked.plan, status="crashed", reason="gone", round=asked.round)
             return replace(gone, look=asked.look)
         places = range(len(SHAPE)) if asked.prompts is None else asked.prompts
-        whole = [self.speed[asked.plan] * SHAPE[place] for place in places]
+        speed = self.speed[asked.plan] * self.slow.get((asked.plan, asked.round), 1.0)
+        whole = [speed * SHAPE[place] for place in places]
         limit = math.inf if asked.cut_after_s is None else asked.cut_after_s
         found = measurement(
             asked.plan,
@@ -252,6 +258,53 @@ def test_a_finalist_that_is_slower_leaves_before_the_end() -> None:
     count = Counter(asked.plan for asked in finals(play(search, World({**SPEED, PLANS[0]: 0.96}))))
     assert count[PLANS[5]] == MIN_PROCESSES
     assert count[PLANS[0]] == 3
+
+
+def believing_looks(latency_s: Mapping[Plan, float]) -> Predict:
+    """Expects `latency_s` of a plan, and once it was looked at just what that showed."""
+
+    def predict(told: Sequence[Measurement]) -> Mapping[Plan, Prediction]:
+        shown = {m.plan: m.samples[0].latency_s for m in told}
+        return expecting({**latency_s, **shown}, spread=1.4)(told)
+
+    return predict
+
+
+@pytest.mark.parametrize("factor", [1.4, 3.0])  # one that is seen to its end, one that is cut
+def test_a_look_that_contradicts_what_all_others_let_expect_is_not_the_last(factor: float) -> None:
+    world = World(slow={(PLANS[5], 1): factor})
+    told = play(search := race(predict=believing_looks(SPEED)), world)
+    assert [asked.round for asked, _ in told if asked.plan == PLANS[5]] == [1, 2, *range(3, 3 + MIN_PROCESSES)]
+    assert (winner := chosen(search, told).winner) is not None
+    assert winner.plan == PLANS[5]
+    assert not any(m.look for m in winner.result.ok_measurements)
+
+
+def test_a_look_that_shows_what_was_feared_is_the_last() -> None:
+    expected = {**SPEED, PLANS[4]: 1.2}  # to be looked at, and 1.33 times what is expected of the best
+    told = play(race(predict=believing_looks(expected)), World({**SPEED, PLANS[4]: 2.0}))
+    assert [asked.round for asked, _ in told if asked.plan == PLANS[4]] == [1]
+
+
+def test_of_the_memory_a_process_takes_none_is_unlucky() -> None:
+    peaks = {PLANS[0]: 300 * MIB, PLANS[1]: 200 * MIB}
+    predict = expecting(SPEED, peak_bytes=dict.fromkeys(PLANS[:2], 100 * MIB) | dict.fromkeys(PLANS[2:], 900 * MIB))
+    told = play(race(objective=Objective("memory"), predict=predict), World(peak_bytes=peaks))
+    assert [asked.round for asked, _ in told if asked.plan == PLANS[0]] == [1]
+
+
+def test_a_plan_whose_look_and_heat_contradict_each_other_is_tried_in_the_final() -> None:
+    world = World(slow={(PLANS[5], 2): 2.0})
+    told = play(search := race(), world)
+    assert (winner := chosen(search, told).winner) is not None
+    assert winner.plan == PLANS[5]
+    slower = World(slow={(PLANS[5], 1): 0.8})  # a look that flattered it: 0.9 is no contradiction of 0.72
+    assert play(race(), slower)[-1][0].plan == PLANS[5]
+    lucky = World({**SPEED, PLANS[5]: 1.8}, slow={(PLANS[5], 1): 0.5})
+    told = play(search := race(sla=SLA.from_p50_ms(3000)), lucky)
+    assert (winner := chosen(search, told).winner) is not None
+    assert winner.plan == PLANS[0]
+    assert sum(asked.plan == PLANS[5] for asked in finals(told)) == 3  # slower in every round, and out
 
 
 def test_a_tail_takes_more_processes_of_the_leader_alone() -> None:

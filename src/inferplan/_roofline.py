@@ -28,7 +28,10 @@ _EFFECTS = {
     "engine, precision and threads": 0.08,
     "plan": 0.05,
     "option": 0.30,
+    # How an engine's threads wait for one that no core runs depends on how long each call takes.
     "oversubscribed": 0.60,
+    "oversubscribed and model": 0.30,
+    "oversubscribed and precision": 0.20,
 }
 
 
@@ -159,6 +162,8 @@ def _groups(plan: Plan, rates: Rates | None) -> Mapping[str, tuple[Key, ...]]:
         "plan": (plan,),
         "option": tuple((engine, name, value) for name, value in plan.options),
         "oversubscribed": ((engine, threads),) if crowded else (),
+        "oversubscribed and model": ((engine, model, threads),) if crowded else (),
+        "oversubscribed and precision": ((engine, precision, threads),) if crowded else (),
         "no KV cache": () if plan.kv_cache else (engine,),
     }
 

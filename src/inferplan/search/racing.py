@@ -51,11 +51,13 @@ class Racing:
     1. A look is one process of a plan with a few requests, each ended when it can no longer win. Plans are looked at
        in the order in which they are expected to win, or that `pick` likes better, while the expectation, made anew
        after every look, leaves one a chance at its optimistic end. Without a prediction every plan is looked at.
-    2. The heat sends every request to the plans that came within `HEAT_WITHIN` of the best.
-    3. The final runs those within `FINAL_WITHIN` of the best of the heat, interleaved, each in at least
-       `MIN_PROCESSES` fresh processes, with another order of prompts each round; what chose the finalists does not
-       count in it. One that was slower in every round leaves. The leader goes on until its verdict is decided, up to
-       `_PATIENCE` times the processes that it needs. Where no finalist meets the SLA, the next best is tried.
+    2. The heat sends every request to the plans that came within `HEAT_WITHIN` of the best, and to the one that the
+       other looks let expect there, though its own look did not show it: a process may be slow as a whole.
+    3. The final runs those within `FINAL_WITHIN` of the best of the heat, and those whose look and heat contradict
+       each other, interleaved, each in at least `MIN_PROCESSES` fresh processes, with another order of prompts each
+       round; what chose the finalists does not count in it. One that was slower in every round leaves. The leader
+       goes on until its verdict is decided, up to `_PATIENCE` times the processes that it needs. Where no finalist
+       meets the SLA, the next best is tried.
 
     The order follows from the arguments and from what it is told alone: a resumed search goes on as the interrupted
     one would have.
@@ -93,7 +95,7 @@ class Racing:
         self._told: list[Measurement] = list(done)
         self._state: _State | None = None
         self._judged: dict[tuple[str, Plan, int], Ranked] = {}
-        self._expected: tuple[int, Mapping[Plan, Prediction]] | None = None  # after how many looks, and what
+        self._expected: dict[tuple[int, Plan | None], Mapping[Plan, Prediction]] = {}
 
     def ask(self) -> Proposal | None:
         """What to measure next; None when a plan is confirmed, no plan is left, or a limit is reached."""
@@ -120,28 +122,30 @@ class Racing:
 
     def _now(self) -> _State:
         if self._state is None:
-            told = [m for m in self._told if m.status != "interrupted"]
-            self._state = _State(self, told, self._foreseen([m for m in told if m.look and m.round == 1]))
+            self._state = _State(self, [m for m in self._told if m.status != "interrupted"])
         return self._state
 
-    def _foreseen(self, looks: Sequence[Measurement]) -> Mapping[Plan, Prediction]:
-        """Made anew after every look; what follows the looks is decided by measurement alone."""
+    def _foreseen(self, looks: Sequence[Measurement], without: Plan | None = None) -> Mapping[Plan, Prediction]:
+        """Made anew after every look; `without` that of one plan. What follows the looks, measurement decides."""
         if self._predict is None:
             return {}
-        if self._expected is None or self._expected[0] != len(looks):
-            self._expected = len(looks), self._predict(looks)
-        return self._expected[1]
+        key = len(looks), without
+        if key not in self._expected:
+            self._expected = {kept: made for kept, made in self._expected.items() if kept[0] == len(looks)}
+            self._expected[key] = self._predict([m for m in looks if m.plan != without])
+        return self._expected[key]
 
 
 class _State:
     """What follows from the measurements so far."""
 
-    def __init__(self, race: Racing, told: Sequence[Measurement], expected: Mapping[Plan, Prediction]) -> None:
-        self._race, self._told, self._expected = race, told, expected
-        first = [m for m in told if m.look and m.round == 1]
+    def __init__(self, race: Racing, told: Sequence[Measurement]) -> None:
+        self._race, self._told = race, told
+        self._looks = [m for m in told if m.look and m.round == 1]
         second = [m for m in told if m.look and m.round > 1]
         last = [m for m in told if not m.look]
-        self._seen = self._ranked("look", first)
+        self._expected = race._foreseen(self._looks)
+        self._seen = self._ranked("look", self._looks)
         self._heated = self._ranked("heat", second)
         self._finals = self._ranked("final", last)
         self._alive = sorted(
@@ -226,9 +230,11 @@ class _State:
     # The heat
 
     def heat(self) -> Proposal | None:
-        """The next of the plans that came near the best; none where there is only one."""
+        """The next of the plans that came near the best, or might have; none where there is only one."""
+        if self._finals:
+            return None
         entered = self._entered()
-        if len(entered) < 2 or self._finals:
+        if len(entered) < 2:
             return None
         for r in entered:
             if r.plan not in self._heated and self._race._limits.allow(
@@ -238,23 +244,46 @@ class _State:
         return None
 
     def _entered(self) -> list[Ranked]:
+        near = self._near()
+        return near + self._doubtful(near)
+
+    def _near(self) -> list[Ranked]:
+        """The plans whose look came near the best, which is the first."""
         if self._best is None:
             return []
         lowest = score(self._best, self._race._objective)
-        near = [r for r in self._alive if score(r, self._race._objective) <= HEAT_WITHIN * lowest]
-        return near[:HEAT_MOST]
+        return [r for r in self._alive if score(r, self._race._objective) <= HEAT_WITHIN * lowest][:HEAT_MOST]
+
+    def _doubtful(self, near: Sequence[Ranked]) -> list[Ranked]:
+        """The plan, if any, that by the other looks would be among those, the best of several.
+
+        Its look was one process, and processes of a plan were recorded that took twice as long as the next. How far
+        off it was does not count: it was ended when it could no longer win. Memory is not a matter of luck.
+        """
+        race = self._race
+        if not near or race._objective.metric == "memory":
+            return []
+        found = []
+        for r in self._seen.values():
+            doubted = r.eligible and r not in near
+            expected = race._foreseen(self._looks, without=r.plan) if doubted else {}
+            if r.plan in expected and near[0].plan in expected:
+                own, best = (
+                    foreseen(expected[plan], race._objective, race._prices, race._cores).value
+                    for plan in (r.plan, near[0].plan)
+                )
+                if own <= HEAT_WITHIN * best:
+                    found.append((own / best, r.plan.id, r))
+        return [r for _, _, r in sorted(found)[:1]]
 
     def _by_merit(self) -> list[Ranked]:
         """All that may still be tried in a final, the best first: by the heat, then by the looks."""
         fit = [
-            self._heated[r.plan]
-            for r in self._entered()
-            if r.plan in self._heated
-            and self._heated[r.plan].eligible
-            and not hopeless(self._heated[r.plan], self._race._sla)
+            r
+            for r in self._heated.values()
+            if r.eligible and (self._contradicted(r) or not hopeless(r, self._race._sla))
         ]
-        tried = {r.plan for r in self._heated.values()}
-        return sorted(fit, key=self._key) + [r for r in self._alive if r.plan not in tried]
+        return sorted(fit, key=self._key) + [r for r in self._alive if r.plan not in self._heated]
 
     # The final
 
@@ -276,12 +305,21 @@ class _State:
         lowest = score(merit[0], self._race._objective)
         first = [
             r
-            for r in merit[:FINALISTS]
-            if score(r, self._race._objective) <= FINAL_WITHIN * lowest
-            and (r.plan in self._heated) == bool(self._heated)
-        ]
+            for r in merit
+            if (r.plan in self._heated) == bool(self._heated)
+            and (score(r, self._race._objective) <= FINAL_WITHIN * lowest or self._contradicted(r))
+        ][:FINALISTS]
         yield first
         yield from ([r] for r in merit if r not in first)
+
+    def _contradicted(self, r: Ranked) -> bool:
+        """Whether a plan that its look put near the best is far from it in the heat: neither process is a witness."""
+        objective = self._race._objective
+        if self._best is None or r.plan not in self._heated:
+            return False
+        look = score(self._seen[r.plan], objective) / score(self._best, objective)
+        lowest = min(score(heated, objective) for heated in self._heated.values() if heated.eligible)
+        return look <= FINAL_WITHIN and score(r, objective) > CUT_AT * look * lowest
 
     def _settled(self, plan: Plan, batch: Sequence[Ranked]) -> bool:
         """Whether the final has no more to ask about `plan`."""
@@ -350,7 +388,7 @@ class _State:
         looks = 0
         if not self._heated and not self._finals:
             looks = sum(p not in self._seen and not self._no_chance(p) for p in self._race._plans)
-        entered = self._entered()
+        entered = self._entered() if self._heated else self._near()
         heats = 0 if self._finals or len(entered) < 2 else sum(r.plan not in self._heated for r in entered)
         for batch in self._batches():
             left = sum(
@@ -375,14 +413,14 @@ class _State:
     def _beaten(self, plan: Plan) -> str:
         """Why a plan that was looked at is out; empty while it may still be tried."""
         seen = self._seen[plan]
-        if why := hopeless(seen, self._race._sla):
+        if plan not in self._heated and (why := hopeless(seen, self._race._sla)):
             return f"ruled out by a look: {why}"
         if self._best is None or not self._finals:
             return ""
-        heat = self._heated.get(plan)
-        r, best = (seen, self._best)
-        if heat is not None and self._heated:
-            r, best = heat, min((h for h in self._heated.values() if h.eligible), key=self._key)
+        r, best = seen, self._best
+        if plan in self._heated:
+            r = self._heated[plan]
+            best = min((h for h in self._heated.values() if h.eligible), key=self._key, default=best)
         mine, lowest = score(r, self._race._objective), score(best, self._race._objective)
         if r.plan == best.plan or not 0 < lowest < math.inf:
             return ""

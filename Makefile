@@ -4,6 +4,7 @@
 #   TORCH_ARGS  further pip arguments for the torch install alone   (for example the index of PyTorch's CPU builds:
 #               on Linux the default build brings CUDA libraries, several GB of them)
 #   PYTEST_ARGS further pytest arguments                            (for example -k stats)
+#   AT_ONCE     how many processes run tests                        (default 2; 0: pytest alone)
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +12,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+AT_ONCE ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(AT_ONCE) --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -51,7 +54,7 @@ web: $(STAMP) ## open the web app on this machine
 
 check: lint ## everything that CI runs; the same as `make test`
 	@.ci/chromium
-	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+	$(PYTEST) --durations=10 $(PYTEST_ARGS)
 
 test: check ## everything that CI runs: ruff, mypy, pytest with the slow and the browser tests
 
@@ -61,7 +64,7 @@ lint: $(STAMP) ## ruff (lint and format) and mypy
 	$(BIN)/mypy
 
 quick: $(STAMP) ## the tests that are neither slow nor in a browser
-	$(BIN)/python -m pytest -q -m "not slow and not browser" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not browser" $(PYTEST_ARGS)
 
 browser: $(STAMP) ## the tests that drive a real browser; screenshots land in screenshots/
 	@.ci/chromium

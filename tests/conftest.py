@@ -1,7 +1,7 @@
 """What every test gets: directories of its own, and repeatable examples.
 
 Owns the isolation from the user's machine. Leaves the making of values to
-`factories`; imports nothing heavy, so that a single test starts at once.
+`factories` and running at once to `turns`; imports nothing heavy, so that a single test starts at once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+pytest_plugins = ["turns"]
 
 pytest.register_assert_rewrite("inferplan.testing")  # its assertions tell what they compared, as those of tests do
 settings.register_profile("default", deadline=None)

@@ -68,6 +68,7 @@ class TestLlamaCppContract(EngineContract):
     def reference(self) -> Reference:
         return reference_of("llama-gqa-tied")
 
+    @pytest.mark.alone
     @pytest.mark.parametrize(("decode", "prefill"), [(1, 2), (2, 1)])
     def test_decode_and_prefill_have_threads_of_their_own(self, decode: int, prefill: int, real: RealModel) -> None:
         plan = Plan("tiny", self.engine, "fp32", decode, options=(("prefill_threads", prefill),))

@@ -3,10 +3,11 @@
 What `inferplan predict` prints for a store, here for files that `record_space.py --pack` wrote: all processes of a plan
 are one observation. Several files are taken together, with the rates of the first: they have to be of one machine, or
 of the same kind of machine. How many of the five fastest plans a prediction can name is limited by how often measuring
-again names them. That is printed of plans with a KV cache and at least four processes: one half of each plan's
-processes against the other, over all ways to halve them.
+again names them. That is printed of plans with a KV cache and at least four processes, else three: two of each plan's
+processes, or one, against the other two, over all ways to part them.
 
-    python benchmarks/prediction.py benchmarks/data/space.json.gz benchmarks/data/llama-1b.json.gz
+    python benchmarks/prediction.py benchmarks/data/space.json.gz
+    python benchmarks/prediction.py benchmarks/data/space-avx512.json.gz benchmarks/data/llama-1b.json.gz
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from inferplan.result import results
 from inferplan.stats import TIE_WITHIN
 
 TOP = 5
-_HALVED = 4  # processes of a plan
+_PARTED = (4, 3)  # processes of a plan, the more the better
 
 
 def main() -> None:
@@ -76,20 +77,19 @@ def table(found: Errors) -> list[str]:
 
 
 def measured_again(space: Recorded, tied_within: float) -> list[float]:
-    """By model and way to halve, the share of the fastest by one half of the processes that the other half names."""
+    """By model and way to part each plan's processes, the share of the fastest by two of them that the others name."""
     shares = []
     for model in sorted(space.shapes):
         found = [
-            [process for process in of if process.ok][:_HALVED]
+            [process for process in of if process.ok]
             for plan, of in space.processes.items()
             if plan.model == model and plan.kv_cache
         ]
-        full = [of for of in found if len(of) == _HALVED]
-        if len(full) <= TOP:
-            continue
-        for half in combinations(range(_HALVED), _HALVED // 2):
-            truths = [_p50([of[i] for i in half]) for of in full]
-            again = [_p50([of[i] for i in range(_HALVED) if i not in half]) for of in full]
+        count = next((n for n in _PARTED if sum(len(of) >= n for of in found) > TOP), 0)
+        full = [of[:count] for of in found if len(of) >= count]
+        for two in combinations(range(count), 2):
+            truths = [_p50([of[i] for i in two]) for of in full]
+            again = [_p50([of[i] for i in range(count) if i not in two]) for of in full]
             shares.append(top_recall(truths, again, TOP, tied_within))
     return shares
 

@@ -7,10 +7,8 @@ is but one, tests only come in another order.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -52,8 +50,8 @@ def turn(item: pytest.Item) -> Iterator[None]:
     if count == 1:
         yield
         return
-    folder = Path(tempfile.gettempdir()) / f"inferplan-tests-{os.environ['PYTEST_XDIST_TESTRUNUID']}"
-    folder.mkdir(exist_ok=True)
+    assert item.config.cache is not None
+    folder = item.config.cache.mkdir("turns")
     alone = item.get_closest_marker("alone") is not None
     names = [f"gw{number}" for number in range(count)] if alone else [os.environ["PYTEST_XDIST_WORKER"]]
     with ExitStack() as held:

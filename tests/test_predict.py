@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -114,6 +115,28 @@ def test_a_plan_that_is_left_out_is_not_believed() -> None:
     found = errors([wrong if o is odd else o for o in world], RATES, SHAPES)
     compared = next(one for one in found.compared if one.seen.plan == odd.plan)
     assert compared.without_plan.latency_s.value < 2 * odd.latency_s
+
+
+def test_what_an_option_does_is_learned_but_need_not_hold_for_the_next_plan_with_it() -> None:
+    plain = seen()
+    with_option = [
+        replace(
+            one,
+            plan=replace(one.plan, options=(("block", 128),)),
+            **{name: 0.8 * getattr(one, name) for name in ("ttft_s", "tpot_s", "latency_s")},
+        )
+        for one in plain
+        if one.plan.engine == "fast" and one.plan.model != "large"
+    ]
+    asked = Plan("large", "fast", "int8", 2)
+    without, having = (
+        one.latency_s
+        for one in Predictor.fit([*plain, *with_option], RATES, SHAPES).predict_all(
+            [asked, replace(asked, options=(("block", 128),))], 32, 64
+        )
+    )
+    assert having.value / without.value == pytest.approx(0.8, rel=0.05)
+    assert math.log(having.high / having.low) > 1.5 * math.log(without.high / without.low)
 
 
 def test_a_tie_with_the_last_of_the_fastest_counts_as_one_of_them() -> None:

@@ -28,6 +28,7 @@ _EFFECTS = {
     "engine, precision and threads": 0.08,
     "plan": 0.05,
     "option": 0.30,
+    "option and plan": 0.15,  # a kernel that helps one precision, a block that suits one shape
     # How an engine's threads wait for one that no core runs depends on how long each call takes.
     "oversubscribed": 0.60,
     "oversubscribed and model": 0.30,
@@ -161,6 +162,7 @@ def _groups(plan: Plan, rates: Rates | None) -> Mapping[str, tuple[Key, ...]]:
         "engine, precision and threads": ((engine, precision, threads),),
         "plan": (plan,),
         "option": tuple((engine, name, value) for name, value in plan.options),
+        "option and plan": (plan,) if plan.options else (),
         "oversubscribed": ((engine, threads),) if crowded else (),
         "oversubscribed and model": ((engine, model, threads),) if crowded else (),
         "oversubscribed and precision": ((engine, precision, threads),) if crowded else (),

@@ -63,10 +63,10 @@ def judge(result: PlanResult, constraint: Constraint, prices: Prices, cores: flo
     """The verdict on one constraint.
 
     A quantile over requests meets its limit when its one-sided 95% bound is
-    within it and every process agrees, and misses it when the other bound is
-    beyond; a plan of which every request was cut short beyond the limit misses
-    it too. That is about the processes seen; `in_general` is about those to
-    come. What is seen once a process (memory, load, cost) meets when every
+    within it and every process agrees (or `in_general` meets, which counts
+    those that do not), and misses it when the other bound is beyond; a plan of
+    which every request was cut short beyond the limit misses it too. That is
+    about the processes seen; `in_general` is about those to come. What is seen once a process (memory, load, cost) meets when every
     process seen is within, and misses when every one is beyond. All else is
     undecided, missing evidence above all.
     """
@@ -129,7 +129,10 @@ def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Jud
     # The bound that must be within the limit, and the one that shows a miss.
     safe, sure = (estimate.upper, estimate.lower) if sign > 0 else (estimate.lower, estimate.upper)
     within = safe is not None and sign * safe <= sign * limit
-    against = _disagreeing(result, metric, limit, q, sign) if within else ""
+    share = required_share(constraint)
+    general = sequential_verdict(*shares(result, constraint), share)
+    # Of processes enough for a claim about those to come, some may be beyond: that claim counts them.
+    against = _disagreeing(result, metric, limit, q, sign) if within and general.verdict != "meets" else ""
     all_cut = bool(cut) and not values and min(cut) >= limit and sure is not None
     verdict: Verdict = "undecided"
     if all_cut or (sure is not None and sign * sure > sign * limit):
@@ -140,8 +143,6 @@ def _judge_requests(result: PlanResult, constraint: Constraint, q: float) -> Jud
     disturbed = 0 if estimate.n else len(result.all_samples)
     if verdict == "undecided" and not disturbed:
         needed = _more_requests(estimate, values, cut, constraint, q, bool(against))
-    share = required_share(constraint)
-    general = sequential_verdict(*shares(result, constraint), share)
     rests_on = _rests_on(result, metric, estimate, safe if verdict != "misses" else sure)
     return Judgement(
         constraint,

@@ -29,9 +29,12 @@ def score(r: Ranked, objective: Objective) -> float:
 
 
 def hopeless(r: Ranked, sla: SLA) -> str:
-    """Why a look leaves a plan no way to meet `sla`: a miss, or every request beyond a limit; empty where it does."""
+    """Why a process leaves a plan no way to meet `sla`: every request beyond a limit, or what is seen once a process.
+
+    Empty where it leaves one.
+    """
     for judgement in r.judgements:
-        if judgement.verdict == "misses":
+        if judgement.verdict == "misses" and judgement.constraint.metric.q is None:
             return judgement.why
     for constraint in sla.constraints:
         q, limit = constraint.metric.q, constraint.limit

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from ..cost import Prices
@@ -17,7 +17,7 @@ from ..plan import Plan
 from ..predict import Prediction
 from ..ranking import Objective, Ranked, judged, least, order, sure
 from ..result import results
-from ..sequential import processes_needed
+from ..sequential import processes_needed, required_share
 from ..sla import SLA
 from ..stats import MIN_PROCESSES, TIE_WITHIN
 from . import Proposal
@@ -42,7 +42,7 @@ FINAL_WITHIN = 1.20
 FINALISTS = 4
 _FINAL_ROUND = 3  # the first; round 1 is the look, round 2 the heat
 _DROP_AFTER = 3  # rounds of the final before a finalist may be shown to be the slower one
-_PATIENCE = 2.0  # times the processes that a verdict needs at the least; then it stays undecided
+_PATIENCE = 2.0  # times the processes that a verdict needs at the least; of a median's twelve one may be slow
 
 
 class Racing:
@@ -56,8 +56,9 @@ class Racing:
     3. The final runs those within `FINAL_WITHIN` of the best of the heat, and those whose look and heat contradict
        each other, interleaved, each in at least `MIN_PROCESSES` fresh processes, with another order of prompts each
        round; what chose the finalists does not count in it. One that was slower in every round leaves. The leader
-       goes on until its verdict is decided, up to `_PATIENCE` times the processes that it needs. Where no finalist
-       meets the SLA, the next best is tried.
+       goes on until its verdict is decided, up to `_PATIENCE` times the processes that it needs. A finalist that
+       cannot be confirmed counts no more: the race goes on as if it had never been the best, with further looks
+       where plans have a chance now.
 
     The order follows from the arguments and from what it is told alone: a resumed search goes on as the interrupted
     one would have.
@@ -92,6 +93,9 @@ class Racing:
         self._sla, self._objective, self._prices, self._cores = sla, objective, prices, cores
         self._prompts, self._look_at, self._predict, self._pick = prompts, look_at, predict, pick
         self._memory_bytes, self._limits = memory_bytes, limits
+        # Fresh processes that a verdict on the leader takes at the least: a tail needs more than a median.
+        tails = (processes_needed(required_share(c)) for c in sla.constraints if c.metric.q is not None)
+        self._needed = max([MIN_PROCESSES, *tails])
         self._told: list[Measurement] = list(done)
         self._state: _State | None = None
         self._judged: dict[tuple[str, Plan, int], Ranked] = {}
@@ -99,11 +103,8 @@ class Racing:
 
     def ask(self) -> Proposal | None:
         """What to measure next; None when a plan is confirmed, no plan is left, or a limit is reached."""
-        state = self._now()
-        proposal = state.look() or state.heat() or state.final()
-        if proposal is None or not self._limits.allow(self._told):
-            return None
-        return proposal
+        proposal = self._now().next()
+        return proposal if proposal is not None and self._limits.allow(self._told) else None
 
     def tell(self, measurement: Measurement) -> None:
         """What came of a proposal; one that was interrupted will be proposed again."""
@@ -137,7 +138,11 @@ class Racing:
 
 
 class _State:
-    """What follows from the measurements so far."""
+    """What follows from the measurements so far.
+
+    A plan is spent when its final has shown that it cannot be confirmed. It counts no more then: the best is the best
+    of the others, and plans that only the spent one had left without a chance are looked at after all.
+    """
 
     def __init__(self, race: Racing, told: Sequence[Measurement]) -> None:
         self._race, self._told = race, told
@@ -148,10 +153,16 @@ class _State:
         self._seen = self._ranked("look", self._looks)
         self._heated = self._ranked("heat", second)
         self._finals = self._ranked("final", last)
-        self._alive = sorted(
-            (r for r in self._seen.values() if r.eligible and not hopeless(r, race._sla)), key=self._key
-        )
+        self._spent = {plan for plan, r in self._finals.items() if self._is_spent(r)}
+        fit = [r for r in self._seen.values() if r.eligible and not hopeless(r, race._sla)]
+        fit = sorted((r for r in fit if r.plan not in self._spent), key=self._key)
+        self._ahead = fit[0] if fit else None  # by its look alone
+        self._alive = [r for r in fit if r.plan not in self._heated or self._stands(self._heated[r.plan])]
         self._best = self._alive[0] if self._alive else None
+
+    def next(self) -> Proposal | None:
+        """A look, else a process of the heat, else one of the final; None when nothing is left to ask."""
+        return None if self._unclear() else self.look() or self.heat() or self.final()
 
     def _ranked(self, stage: str, told: Sequence[Measurement]) -> dict[Plan, Ranked]:
         """By plan, its judgement by one stage; its measurements only grow in number, so each count is judged once."""
@@ -170,10 +181,8 @@ class _State:
     # Looks
 
     def look(self) -> Proposal | None:
-        """The most promising plan that was not started and has a chance; None once the heat has begun."""
+        """The most promising plan that was not started and has a chance."""
         race = self._race
-        if self._heated or self._finals:
-            return None
         waiting = [plan for plan in race._plans if plan not in self._seen and not self._no_chance(plan)]
         if not waiting or not self._affordable():
             return None
@@ -184,16 +193,16 @@ class _State:
         return Proposal(plan, 1, race._look_at, self._cut_after_s(), look=True)
 
     def _affordable(self) -> bool:
-        """Whether another look leaves time to confirm the best plan so far."""
+        """Whether another look leaves time for the heat, and to confirm the best plan so far."""
         if self._best is None:
             return True
-        each = self._seconds(self._best.plan)
+        each, then = self._seconds(self._best.plan), len(self._to_heat()) + MIN_PROCESSES
         usual = median([m.wall_s for m in self._told])
-        return self._race._limits.allow(self._told, 1 + MIN_PROCESSES, usual + MIN_PROCESSES * each)
+        return self._race._limits.allow(self._told, 1 + then, usual + then * each)
 
     def _seconds(self, plan: Plan) -> float:
-        """About what a process of `plan` with every request takes, from its look."""
-        m = next(m for m in reversed(self._told) if m.plan == plan)
+        """About what a process of `plan` with every request takes, from its look or its heat."""
+        m = next(m for m in reversed(self._told) if m.plan == plan and m.look)
         requests = sum(s.latency_s for s in m.samples)
         return m.wall_s + requests * max(self._race._prompts / max(len(m.samples), 1) - 1, 0.0)
 
@@ -231,17 +240,17 @@ class _State:
 
     def heat(self) -> Proposal | None:
         """The next of the plans that came near the best, or might have; none where there is only one."""
-        if self._finals:
-            return None
+        for plan in self._to_heat():
+            then = 1 + MIN_PROCESSES
+            if self._race._limits.allow(self._told, then, then * self._seconds(plan)):
+                return Proposal(plan, 2, None, None, look=True)
+        return None
+
+    def _to_heat(self) -> list[Plan]:
         entered = self._entered()
         if len(entered) < 2:
-            return None
-        for r in entered:
-            if r.plan not in self._heated and self._race._limits.allow(
-                self._told, 1 + MIN_PROCESSES, (1 + MIN_PROCESSES) * self._seconds(entered[0].plan)
-            ):
-                return Proposal(r.plan, 2, None, None, look=True)
-        return None
+            return []
+        return [r.plan for r in entered if r.plan not in self._heated and r.plan not in self._finals]
 
     def _entered(self) -> list[Ranked]:
         near = self._near()
@@ -278,96 +287,99 @@ class _State:
 
     def _by_merit(self) -> list[Ranked]:
         """All that may still be tried in a final, the best first: by the heat, then by the looks."""
-        fit = [
-            r
-            for r in self._heated.values()
-            if r.eligible and (self._contradicted(r) or not hopeless(r, self._race._sla))
-        ]
+        fit = [r for r in self._heated.values() if r.plan not in self._spent and self._stands(r)]
         return sorted(fit, key=self._key) + [r for r in self._alive if r.plan not in self._heated]
+
+    def _stands(self, heated: Ranked) -> bool:
+        """Whether a plan's heat leaves it a chance, or is no witness."""
+        return heated.eligible and (self._contradicted(heated) or not hopeless(heated, self._race._sla))
 
     # The final
 
     def final(self) -> Proposal | None:
         """The next process of a finalist; None when one is confirmed, or none is left."""
-        for batch in self._batches():
-            waiting = [r.plan for r in batch if not self._settled(r.plan, batch)]
-            if waiting:
-                return self._next_of(waiting)
-            if any(self._confirmed(r.plan) or self._unclear(r.plan) for r in batch):
-                return None
-        return None
+        batch = self._batch()
+        waiting = [plan for plan in batch if not self._settled(plan, batch)]
+        return self._next_of(waiting) if waiting else None
 
-    def _batches(self) -> Iterable[list[Ranked]]:
-        """The finalists, then every other that may be tried, one at a time."""
-        merit = self._by_merit()
-        if not merit:
-            return
-        lowest = score(merit[0], self._race._objective)
-        first = [
-            r
-            for r in merit
-            if (r.plan in self._heated) == bool(self._heated)
-            and (score(r, self._race._objective) <= FINAL_WITHIN * lowest or self._contradicted(r))
-        ][:FINALISTS]
-        yield first
-        yield from ([r] for r in merit if r not in first)
+    def _batch(self) -> list[Plan]:
+        """The finalists: those near the best of the heat, as many as can be confirmed, and those that have begun."""
+        merit, objective = self._by_merit(), self._race._objective
+        alike = [r for r in merit if r.plan in self._heated] or merit
+        near = [r.plan for r in alike if score(r, objective) <= FINAL_WITHIN * score(alike[0], objective)][:FINALISTS]
+        near += [r.plan for r in alike if self._contradicted(r) and r.plan not in near]
+        begun = [plan for plan in self._finals if plan not in self._spent]
+        return list(dict.fromkeys([*near[: self._room(near)], *begun]))
+
+    def _room(self, plans: Sequence[Plan]) -> int:
+        """How many of `plans` the limits leave time to confirm, at least one."""
+        before = [m for m in self._told if m.look or m.plan in self._spent]
+        seconds, count = 0.0, 0
+        for plan in plans:
+            seconds += MIN_PROCESSES * self._seconds(plan)
+            if count and not self._race._limits.allow(before, (count + 1) * MIN_PROCESSES, seconds):
+                break
+            count += 1
+        return count
 
     def _contradicted(self, r: Ranked) -> bool:
         """Whether a plan that its look put near the best is far from it in the heat: neither process is a witness."""
         objective = self._race._objective
-        if self._best is None or r.plan not in self._heated:
+        if self._ahead is None or r.plan not in self._heated:
             return False
-        look = score(self._seen[r.plan], objective) / score(self._best, objective)
+        look = score(self._seen[r.plan], objective) / score(self._ahead, objective)
         lowest = min(score(heated, objective) for heated in self._heated.values() if heated.eligible)
         return look <= FINAL_WITHIN and score(r, objective) > CUT_AT * look * lowest
 
-    def _settled(self, plan: Plan, batch: Sequence[Ranked]) -> bool:
+    def _settled(self, plan: Plan, batch: Sequence[Plan]) -> bool:
         """Whether the final has no more to ask about `plan`."""
         found = self._finals.get(plan)
         if found is None:
             return False
-        if not found.eligible or found.verdict == "misses":
+        if plan in self._spent or self._slower(found, batch):
             return True
-        done, needed = found.result.processes, self._processes_for(plan, batch)
-        if done >= needed and (self._confirmed(plan) or not self._leads(plan, batch)):
-            return True
-        if done >= _DROP_AFTER and self._slower(found, batch):
-            return True
-        return done >= _PATIENCE * needed
+        if plan == self._leader(batch):
+            return found.result.processes >= self._race._needed and self._confirmed(found)
+        return found.result.processes >= MIN_PROCESSES
 
-    def _processes_for(self, plan: Plan, batch: Sequence[Ranked]) -> int:
-        """Fresh processes that a verdict on `plan` takes at the least: the leader's tail needs more than six."""
-        if not self._leads(plan, batch):
-            return MIN_PROCESSES
-        quantiles = [max(c.metric.q, 1 - c.metric.q) for c in self._race._sla.constraints if c.metric.q is not None]
-        return max([MIN_PROCESSES, *(processes_needed(q) for q in quantiles)])
+    def _leader(self, batch: Sequence[Plan]) -> Plan | None:
+        """The best of the finalists, as far as they ran."""
+        able = [self._finals[plan] for plan in batch if plan in self._finals and plan not in self._spent]
+        able = [r for r in able if not self._slower(r, batch)]
+        return min(able, key=lambda r: order(r, self._race._objective)).plan if able else None
 
-    def _leads(self, plan: Plan, batch: Sequence[Ranked]) -> bool:
-        known = [self._finals[r.plan] for r in batch if r.plan in self._finals]
-        able = [r for r in known if r.eligible and r.verdict != "misses"]
-        return bool(able) and min(able, key=lambda r: order(r, self._race._objective)).plan == plan
-
-    def _slower(self, found: Ranked, batch: Sequence[Ranked]) -> bool:
+    def _slower(self, found: Ranked, batch: Sequence[Plan]) -> bool:
+        """Whether another finalist was faster in every round that both have clean requests of, and these are enough."""
         if self._race._objective.metric != "latency":
             return False
-        others = [self._finals[r.plan] for r in batch if r.plan in self._finals and r.plan != found.plan]
+        others = [self._finals[plan] for plan in batch if plan in self._finals and plan != found.plan]
+        by_round = [_by_round(found, r) for r in others if r.plan not in self._spent and r.verdict == "meets"]
+        return any(len(ratios) >= _DROP_AFTER and min(ratios) > 1 + TIE_WITHIN for ratios in by_round)
+
+    def _is_spent(self, found: Ranked) -> bool:
+        """Whether a finalist failed, misses, or stays open after as many processes as it is given.
+
+        One slow process does not end it: a miss is shown of processes to come, or of as many as a median needs.
+        """
+        misses = any(j.in_general is not None and j.in_general.verdict == "misses" for j in found.judgements)
+        misses = misses or (found.verdict == "misses" and found.result.processes >= MIN_PROCESSES)
+        return not found.eligible or misses or (self._out_of_patience(found) and not self._confirmed(found))
+
+    def _out_of_patience(self, found: Ranked) -> bool:
+        return found.result.processes >= _PATIENCE * self._race._needed
+
+    def _confirmed(self, found: Ranked) -> bool:
+        return found.eligible and found.verdict == "meets" and sure(found)
+
+    def _unclear(self) -> bool:
+        """Whether a final stays open for want of undisturbed requests: no other plan would fare better here."""
         return any(
-            min(_by_round(found, other), default=0.0) > 1 + TIE_WITHIN
-            for other in others
-            if other.eligible and other.verdict == "meets"
+            found.eligible
+            and found.verdict != "misses"
+            and self._out_of_patience(found)
+            and sum(bool(one.samples or one.cut_count) for one in found.result.by_process) < MIN_PROCESSES
+            for found in self._finals.values()
         )
-
-    def _confirmed(self, plan: Plan) -> bool:
-        found = self._finals.get(plan)
-        return found is not None and found.eligible and found.verdict == "meets" and sure(found)
-
-    def _unclear(self, plan: Plan) -> bool:
-        """Whether its final stays open for want of undisturbed requests: no other plan would fare better here."""
-        found = self._finals.get(plan)
-        if found is None or not found.eligible or found.verdict == "misses":
-            return False
-        clean = sum(bool(one.samples or one.cut_count) for one in found.result.by_process)
-        return clean < MIN_PROCESSES
 
     def _next_of(self, waiting: Sequence[Plan]) -> Proposal:
         """The plan that is a round behind; the order of plans turns every round, that of prompts is the round's own."""
@@ -385,20 +397,16 @@ class _State:
         return sum(m.plan == plan and not m.look for m in self._told)
 
     def remaining(self) -> int:
-        looks = 0
-        if not self._heated and not self._finals:
-            looks = sum(p not in self._seen and not self._no_chance(p) for p in self._race._plans)
-        entered = self._entered() if self._heated else self._near()
-        heats = 0 if self._finals or len(entered) < 2 else sum(r.plan not in self._heated for r in entered)
-        for batch in self._batches():
-            left = sum(
-                max(self._processes_for(r.plan, batch) - self._rounds(r.plan), 1)
-                for r in batch
-                if not self._settled(r.plan, batch)
-            )
-            if left or any(self._confirmed(r.plan) or self._unclear(r.plan) for r in batch):
-                return looks + heats + int(left)
-        return looks + heats + (MIN_PROCESSES if looks else 0)
+        if self._unclear():
+            return 0
+        looks = sum(p not in self._seen and not self._no_chance(p) for p in self._race._plans)
+        batch = self._batch()
+        left = sum(
+            max((self._race._needed if plan == self._leader(batch) else MIN_PROCESSES) - self._rounds(plan), 1)
+            for plan in batch
+            if not self._settled(plan, batch)
+        )
+        return looks + len(self._to_heat()) + (left if batch else MIN_PROCESSES if looks else 0)
 
     def left_out(self) -> dict[Plan, str]:
         race, out = self._race, dict[Plan, str]()
@@ -420,7 +428,8 @@ class _State:
         r, best = seen, self._best
         if plan in self._heated:
             r = self._heated[plan]
-            best = min((h for h in self._heated.values() if h.eligible), key=self._key, default=best)
+            stand = (h for h in self._heated.values() if h.eligible and h.plan not in self._spent)
+            best = min(stand, key=self._key, default=best)
         mine, lowest = score(r, self._race._objective), score(best, self._race._objective)
         if r.plan == best.plan or not 0 < lowest < math.inf:
             return ""

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -555,3 +556,20 @@ def test_the_chosen_plan_is_always_a_contender(medians: list[float], minimize: s
     found = [ran(plan(f"m{i}"), t, peak=(i + 1) * MIB, noise=0.05) for i, t in enumerate(medians)]
     winner = pick(found, minimize=minimize).winner
     assert winner is None or winner.plan.model in still(found, minimize=minimize)
+
+
+def test_what_meets_as_far_as_it_was_looked_at_is_open_and_no_miss() -> None:
+    look = replace(measurement(A, [1.0, 1.01]), look=True)
+    found = pick([PlanResult(A, (look,)), ran(B, 1.0, peak=9000 * MIB)], "peak_rss<=2GB")
+    assert {r.plan: r.verdict for r in found.ranked} == {A: "meets", B: "misses"}
+    assert (found.outcome, found.exit_code) == ("undecided", 4)
+    assert found.settle == "1 meets it as far as it was looked at, which chooses none: measure on"
+
+
+def test_a_process_beyond_the_limit_is_outweighed_by_as_many_as_a_claim_about_others_takes() -> None:
+    def one_slow(processes: int) -> PlanResult:
+        runs = (measurement(A, [x * (1.0 + (i == 1)) for x in SHAPE], round=i) for i in range(1, processes + 1))
+        return PlanResult(A, tuple(runs))
+
+    assert verdict(one_slow(11), "p50<=1500ms").verdict == "undecided"
+    assert verdict(one_slow(12), "p50<=1500ms").verdict == "meets"

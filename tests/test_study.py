@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from inferplan.errors import InputError, UnknownNameError
 from inferplan.measurement import Converted, Measurement, Request, Sample, Status, Trial
 from inferplan.models import Checkpoint
 from inferplan.plan import Plan, Space
+from inferplan.search import Proposal
 from inferplan.selection import SLA, Objective
 from inferplan.store import Store
 from inferplan.study import Event, PlanDone, PlanStarted, SampleTaken, Settings, Study
@@ -174,6 +175,59 @@ def test_an_interrupted_study_loses_nothing_and_goes_on(store: Store) -> None:
     assert [m.status for m in again] == ["interrupted", "ok"]
     assert done.finished
     assert len([m for m in done.measurements if m.plan == kept.measurements[0].plan and m.round == 1]) == 1
+
+
+class OneLook:
+    """A search that has ruled every plan out, the first of them after a look."""
+
+    remaining = 1
+
+    def __init__(self, plans: Sequence[Plan], asks: bool = True) -> None:
+        self._plans, self._asks = plans, asks
+
+    def ask(self) -> Proposal | None:
+        return Proposal(self._plans[0], 1, (0, 1), None, look=True) if self._asks else None
+
+    def tell(self, measurement: Measurement) -> None:
+        self._asks = False
+
+    @property
+    def left_out(self) -> dict[Plan, str]:
+        return dict.fromkeys(self._plans, "predicted to be slow")
+
+
+def test_what_a_search_rules_out_is_kept_when_it_is_known_and_not_at_the_end(store: Store) -> None:
+    asked = begin(store, new_study(models=("a",)))
+    during: list[Study] = []
+
+    def notify(event: study.Event) -> None:
+        if isinstance(event, study.PlanDone):
+            during.append(study.load(store, asked.id))
+
+    search = OneLook(asked.plans)
+    study.run(
+        asked, store, Ready(), {"fake": INFO}, watch=WATCH, take=replay(by_precision), search=search, notify=notify
+    )
+    assert [dict(one.left_out) for one in during] == [search.left_out]
+    assert not during[0].finished
+
+
+def test_a_search_that_starts_nothing_says_why_of_every_plan(store: Store) -> None:
+    asked = begin(store, new_study(models=("a",)))
+    search = OneLook(asked.plans, asks=False)
+    study.run(asked, store, Ready(), {"fake": INFO}, watch=WATCH, take=replay(by_precision), search=search)
+    assert dict(study.load(store, asked.id).left_out) == search.left_out
+
+
+def test_what_was_ruled_out_under_one_sla_is_open_under_another(store: Store) -> None:
+    asked = begin(store, new_study(sla_ms=10.0, models=("a",)))
+    search = OneLook(asked.plans)
+    done = study.run(asked, store, Ready(), {"fake": INFO}, watch=WATCH, take=replay(by_precision), search=search)
+    assert done.select().outcome == "none_meets"
+    other = done.select(SLA.from_p50_ms(60_000))
+    assert (other.outcome, other.exit_code) == ("undecided", 4)
+    assert not any("predicted" in r.reason for r in other.ranked)
+    assert done.under(done.sla, done.objective, done.prices) is done
 
 
 def test_the_same_study_twice_gives_the_same_winner(store: Store) -> None:

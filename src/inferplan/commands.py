@@ -107,12 +107,10 @@ def show(arguments: Arguments) -> int:
     """`inferplan report STUDY`."""
     with Store(store_path(arguments.store)) as store:
         study = load(store, arguments.study)
-    sla = parse_sla(arguments.sla) if arguments.sla else study.sla
-    study = replace(
-        study,
-        sla=sla,
-        objective=terms.objective_of(arguments, study.objective),
-        prices=terms.prices_of(arguments, study.prices),
+    study = study.under(
+        parse_sla(arguments.sla) if arguments.sla else None,
+        terms.objective_of(arguments, study.objective),
+        terms.prices_of(arguments, study.prices),
     )
     made = _report(study)
     text = report.render(made, arguments.format)

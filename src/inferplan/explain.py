@@ -159,15 +159,20 @@ def _excess(judgement: Judgement) -> float:
 
 
 def settling(open_ones: Sequence[Ranked], objective: Objective) -> str:
-    """What would settle the undecided plans, the best three of them in full."""
+    """What would settle the open plans, the best three of the undecided in full."""
     waiting = [r for r in open_ones if not r.eligible]
-    tried = sorted((r for r in open_ones if r.eligible), key=lambda r: order(r, objective))
+    looked_at = [r for r in open_ones if r.verdict == "meets"]
+    tried = sorted((r for r in open_ones if r.eligible and r not in looked_at), key=lambda r: order(r, objective))
     parts = [
         f"{r.plan}: " + "; ".join(what_settles(j) + _in_rounds(r, j) for j in r.judgements if j.verdict == "undecided")
         for r in tried[:3]
     ]
     if len(tried) > 3:
         parts.append(f"{len(tried) - 3} more undecided")
+    if looked_at:
+        one = len(looked_at) == 1
+        so_far = "meets it as far as it was looked at" if one else "meet it as far as they were looked at"
+        parts.append(f"{len(looked_at)} {so_far}, which chooses none: measure on")
     if waiting:
         parts.append(f"{len(waiting)} not measured yet")
     return ". ".join(parts)

@@ -165,7 +165,8 @@ def _without_winner(
     ranked: Sequence[Ranked], sla: SLA, objective: Objective, prices: Prices, cores: float
 ) -> Selection:
     shown = tuple(replace(r, reason=disqualified(r)) for r in ranked)
-    open_ones = [r for r in shown if not r.result.failed and r.verdict == "undecided" and not r.result.left_out]
+    # What was only looked at may meet and yet not be chosen: that is open, and no miss.
+    open_ones = [r for r in shown if not r.result.failed and r.verdict != "misses" and not r.result.left_out]
     measured = any(r.eligible for r in shown)
     outcome: Outcome = "undecided" if open_ones else "none_meets"
     if not measured:

@@ -142,17 +142,21 @@ class Study:
         """Whether any model of it has synthetic weights."""
         return any(checkpoint.synthetic for checkpoint in self.checkpoints)
 
+    def under(
+        self, sla: SLA | None = None, objective: Objective | None = None, prices: Prices | None = None
+    ) -> Study:
+        """The same measurements under other terms; what the search ruled out under its own is then just not measured."""
+        terms = (sla or self.sla, objective or self.objective, prices or self.prices)
+        if terms == (self.sla, self.objective, self.prices):
+            return self
+        return replace(self, sla=terms[0], objective=terms[1], prices=terms[2], left_out=())
+
     def select(
         self, sla: SLA | None = None, objective: Objective | None = None, prices: Prices | None = None
     ) -> Selection:
         """The choice from what was measured so far, under this study's terms or others."""
-        return choose(
-            self.results,
-            sla or self.sla,
-            objective or self.objective,
-            prices or self.prices,
-            self.machine.cores_granted,
-        )
+        one = self.under(sla, objective, prices)
+        return choose(one.results, one.sla, one.objective, one.prices, one.machine.cores_granted)
 
 
 class Ready(Protocol):
@@ -337,10 +341,19 @@ def run(
         notify(PlanStarted(plan, round_, max(search.remaining - 1, 0)))
         measurement = take_one(study, store, ready, infos[plan.engine], proposal, watch, take, notify)
         search.tell(measurement)
-        study = replace(study, measurements=(*study.measurements, measurement), left_out=tuple(search.left_out.items()))
+        study = _ruled_out(replace(study, measurements=(*study.measurements, measurement)), search, store)
         notify(PlanDone(measurement, study))
-    study = replace(study, finished=True)
+    study = replace(_ruled_out(study, search, store), finished=True)
     save_header(store, study)
+    return study
+
+
+def _ruled_out(study: Study, search: Search, store: Store) -> Study:
+    """The study with what its search has ruled out by now, which is kept: who looks at it later cannot tell otherwise."""
+    left_out = tuple(search.left_out.items())
+    if left_out != study.left_out:
+        study = replace(study, left_out=left_out)
+        save_header(store, study)
     return study
 
 

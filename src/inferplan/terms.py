@@ -80,15 +80,14 @@ def resumed(store: Store, arguments: Arguments) -> tuple[Study, dict[str, Engine
                 "--max_new_tokens as when it began to go on with it"
             )
         study = replace(study, workload=given)
+    _check_rounds(study.settings.strategy, arguments)
     rounds = study.settings.rounds if arguments.rounds is None else arguments.rounds
     every = study.settings.all_rounds or arguments.all_rounds
-    return replace(
-        study,
-        sla=new_sla(arguments) or study.sla,
-        objective=objective_of(arguments, study.objective),
-        prices=prices_of(arguments, study.prices),
-        settings=replace(study.settings, rounds=rounds, all_rounds=every, **_limits(arguments)),
-    ), infos
+    study = study.under(
+        new_sla(arguments), objective_of(arguments, study.objective), prices_of(arguments, study.prices)
+    )
+    settings = replace(study.settings, rounds=rounds, all_rounds=every, **_limits(arguments))
+    return replace(study, settings=settings), infos
 
 
 def _limits(arguments: Arguments) -> dict[str, Any]:
@@ -205,12 +204,7 @@ def settings_of(arguments: Arguments) -> Settings:
     Raises:
         InputError: rounds are asked of a race, which decides for itself; or a value is out of range.
     """
-    if arguments.strategy in RACES and (arguments.rounds is not None or arguments.all_rounds):
-        asked = "--all-rounds" if arguments.rounds is None else f"--rounds {arguments.rounds}"
-        raise InputError(
-            f"{asked} cannot be had with --strategy {arguments.strategy}, which measures a plan as often as its "
-            "verdict needs: leave it out, or give --strategy exhaustive"
-        )
+    _check_rounds(arguments.strategy, arguments)
     return Settings(
         rounds=ROUNDS if arguments.rounds is None else arguments.rounds,
         all_rounds=arguments.all_rounds,
@@ -226,6 +220,15 @@ def settings_of(arguments: Arguments) -> Settings:
         reuse=arguments.reuse,
         **_limits(arguments),
     )
+
+
+def _check_rounds(strategy: str, arguments: Arguments) -> None:
+    if strategy in RACES and (arguments.rounds is not None or arguments.all_rounds):
+        asked = "--all-rounds" if arguments.rounds is None else f"--rounds {arguments.rounds}"
+        raise InputError(
+            f"{asked} cannot be had with --strategy {strategy}, which measures a plan as often as its "
+            "verdict needs: leave it out, or begin a study with --strategy exhaustive"
+        )
 
 
 def seconds_of(text: str) -> float:

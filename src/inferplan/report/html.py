@@ -69,7 +69,7 @@ def _headline(report: Report) -> str:
     return {
         "none_meets": f"No plan meets {selection.sla}",
         "undecided": "Undecided with these samples",
-        "nothing_measured": "Nothing could be measured",
+        "nothing_measured": "Nothing is measured",
     }.get(selection.outcome, "No plan is chosen")
 
 

@@ -257,8 +257,12 @@ def choice(report: Report) -> tuple[Fact, ...]:
         facts.append(Fact("undecided", f"these samples do not show whether a plan meets {selection.sla}"))
         facts.append(Fact("to settle it", selection.settle or "take more rounds"))
     elif selection.outcome == "nothing_measured":
-        waiting = any(row.status == "waiting" for row in report.rows)
-        why = "no plan is measured yet" if waiting else "no plan could be measured"
+        states = {row.status for row in report.rows}
+        why = "no plan could be measured"
+        if "waiting" in states:
+            why = "no plan is measured yet"
+        elif "ruled out" in states:
+            why = "no plan was started: prediction rules them out, and --strategy exhaustive measures them all the same"
         facts.append(Fact("no plan chosen", f"{why}, so none is known to meet {selection.sla}"))
     else:
         facts.append(Fact("no plan chosen", f"no plan meets {selection.sla}"))

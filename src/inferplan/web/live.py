@@ -152,8 +152,11 @@ def _of_plan(result: PlanResult, now: TrialRow | None, running: bool) -> tuple[s
     if now is not None and now.plan_id == result.plan.id:
         return "measuring", f"round {now.round}, {now.samples} requests done"
     if result.status == "ok":
+        if result.looked_at and result.left_out:
+            return "ruled out by a look", result.left_out
         disturbed = f"{result.disturbed_count} disturbed samples left out" if result.disturbed_count else ""
-        return f"measured, {result.processes} process{'es' * (result.processes != 1)}", disturbed
+        what = "looked at" if result.looked_at else "measured"
+        return f"{what}, {result.processes} process{'es' * (result.processes != 1)}", disturbed
     if result.status == "waiting":
         if result.left_out:
             return "ruled out", result.left_out

@@ -135,9 +135,16 @@ def costs(path: Path) -> tuple[Cost, ...]:
 @lru_cache(maxsize=_VIEWS)
 def _judged(seen: Seen, sla: SLA, objective: Objective, prices: Prices, recipe: str | None) -> View:
     study = seen.study
-    selection = choose(seen.results, sla, objective, prices, study.machine.cores_granted)
-    report = Report(study, selection, recipe)
+    own = not study.left_out or study.under(sla, objective, prices) is study
+    found = seen.results if own else _with_nothing_ruled_out(seen)
+    report = Report(study, choose(found, sla, objective, prices, study.machine.cores_granted), recipe)
     return View(seen, report, report.rows)
+
+
+@lru_cache(maxsize=_VIEWS)
+def _with_nothing_ruled_out(seen: Seen) -> tuple[PlanResult, ...]:
+    """For terms that are not the study's own: made once, for its figures are dear."""
+    return replace(seen.study, left_out=()).results
 
 
 def _fingerprint(row: StudyRow) -> str:

@@ -10,6 +10,7 @@ same ways of picking inside a race (`EXPECTING`, `UNPREDICTED`): those are given
 
 from __future__ import annotations
 
+import hashlib
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from inferplan.predict import Prediction
 from inferplan.search import Proposal, Search
 from inferplan.search._chances import no_chance
 from inferplan.search.limits import NO_LIMITS, Limits
-from inferplan.search.picking import Kind, at_random, optuna_pick
+from inferplan.search.picking import FIRST, Kind, optuna_pick
 from inferplan.search.racing import Pick, Predict, Racing
 from inferplan.selection import SLA, Objective
 from inferplan.strategies import expectations, looked_at
@@ -164,6 +165,23 @@ def _seconds(case: Case, search: Search) -> float:
     while (asked := search.ask()) is not None:
         search.tell(replay.measure(asked))
     return replay.spent_s
+
+
+def at_random(seed: int | str, first: int = FIRST) -> Pick:
+    """Looks at the `first` plans in the order in which they are expected to win, at the others in an order drawn once.
+
+    Which of two plans comes first depends on `seed` and on these two alone.
+    """
+
+    def drawn(plan: Plan) -> bytes:
+        return hashlib.blake2b(f"{seed} {plan.id}".encode(), digest_size=8).digest()
+
+    def pick(waiting: Sequence[Plan], told: Sequence[Measurement]) -> Plan | None:
+        if sum(m.look and m.round == 1 for m in told) < first:
+            return waiting[0] if waiting else None
+        return min(waiting, key=drawn, default=None)
+
+    return pick
 
 
 def _in_turn(plans: Sequence[Plan], first: int, then: Pick, looks: int) -> Pick:

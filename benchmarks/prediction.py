@@ -66,13 +66,12 @@ def table(found: Errors) -> list[str]:
     for name, part in {**of, "all": found}.items():
         cells = [_percent(part.mape(kind, quantity)) for quantity in ("latency", "peak") for kind in kinds]
         lines.append(f"| {' | '.join([name, str(len(part.compared)), *cells])} |")
-    for kind in kinds:
-        inside = _percent(found.coverage(kind, "latency"))
-        lines.append(f"{kind} out: {inside} of the latencies inside their 90% interval")
-        lines.extend(
-            f"{kind} out: {_percent(found.recall(kind, TOP, within))} of the {_top(within)}"
-            for within in (0.0, TIE_WITHIN)
-        )
+    lines.append(f"model out: {_percent(found.coverage('latency'))} of the latencies inside their 90% interval")
+    lines.extend(
+        f"{kind} out: {_percent(found.recall(kind, TOP, within))} of the {_top(within)}"
+        for kind in kinds
+        for within in (0.0, TIE_WITHIN)
+    )
     return lines
 
 

@@ -81,6 +81,22 @@ def test_a_race_confirms_its_winner_in_six_processes_and_says_what_it_ruled_out(
     assert rows(tmp_path / "chosen_plan.csv")[0]["verdict"] == "meets"
 
 
+def test_a_race_converts_what_its_looks_need_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["optimize", "--sla", "p50<=10s", *FAST, "--max-trials", "1"]) in (0, 4)
+    said = capsys.readouterr().err
+    assert said.index("racing over") < said.index("converted tiny to ")
+    assert said.count("converted tiny to ") == 1
+    assert cli.main(optimize()) == 0
+    assert capsys.readouterr().err.count("converted tiny to ") == 1  # the other precision
+
+
+def test_rounds_are_refused_of_a_race_that_is_gone_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["optimize", "--sla", "p50<=10s", *FAST, "--max-trials", "1"]) in (0, 4)
+    capsys.readouterr()
+    assert cli.main(["optimize", "--resume", "latest", "--rounds", "3", *FAST]) == 2
+    assert "--rounds 3 cannot be had with --strategy racing" in capsys.readouterr().err
+
+
 def test_a_budget_ends_the_search_and_what_is_known_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(optimize("--max-trials", "2", strategy="random")) == 0
     out = capsys.readouterr().out

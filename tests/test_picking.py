@@ -16,7 +16,7 @@ from inferplan.errors import InputError
 from inferplan.measurement import Measurement
 from inferplan.plan import Plan
 from inferplan.search import Proposal
-from inferplan.search.picking import FIRST, Kind, at_random, optuna_pick
+from inferplan.search.picking import FIRST, Kind, optuna_pick
 from inferplan.search.racing import Pick, Racing
 from inferplan.selection import SLA, Objective, parse_sla
 
@@ -60,12 +60,6 @@ def asked(
     return optuna_pick(kind, plans, sla, metric, Prices(), 2, seed)
 
 
-def pick_of(name: str, seed: int = 0, plans: Sequence[Plan] = PLANS) -> Pick:
-    if name == "random":
-        return at_random(seed)
-    return asked("tpe" if name == "tpe" else "nsga2", seed, plans)
-
-
 def play(pick: Pick, plans: Sequence[Plan], made: Look = look, stop: int = 1000) -> list[Measurement]:
     """What is told when every plan that was not looked at waits, in the order of `plans`."""
     told: list[Measurement] = []
@@ -95,54 +89,45 @@ def mean_share(kind: Kind, engine: str, sla: SLA, objective: str, made: Look = l
     return sum(shares) / len(shares)
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "nsga2"])
-def test_every_waiting_plan_is_picked_once_and_the_first_ones_in_their_order(name: str) -> None:
-    told = play(pick_of(name, plans=FEW), FEW)
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_every_waiting_plan_is_picked_once_and_the_first_ones_in_their_order(name: Kind) -> None:
+    told = play(asked(name, plans=FEW), FEW)
     assert [m.plan for m in told[:FIRST]] == FEW[:FIRST]
     assert len(told) == len(FEW) > FIRST + 4
     assert {m.plan for m in told} == set(FEW)
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "nsga2"])
-def test_the_pick_follows_from_what_was_told_alone(name: str) -> None:
-    whole = play(pick_of(name), PLANS, stop=FIRST + 8)
-    assert whole == play(pick_of(name), PLANS, stop=FIRST + 8)
-    one = pick_of(name)
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_the_pick_follows_from_what_was_told_alone(name: Kind) -> None:
+    whole = play(asked(name), PLANS, stop=FIRST + 8)
+    assert whole == play(asked(name), PLANS, stop=FIRST + 8)
+    one = asked(name)
     for stop in (FIRST + 6, FIRST + 1, FIRST + 7, 3):  # forth and back: nothing of a later look may be left
         told = whole[:stop]
         waiting = [plan for plan in PLANS if plan not in {m.plan for m in told}]
         assert one(waiting, told) == whole[stop].plan
-        assert pick_of(name)(waiting, told) == whole[stop].plan
+        assert asked(name)(waiting, told) == whole[stop].plan
         gone = replace(look(waiting[0]), status="interrupted")
         final = replace(look(whole[0].plan), look=False, round=3)
         heat = replace(look(whole[0].plan), round=2)
         assert one(waiting, [gone, *told, final, heat]) == whole[stop].plan
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "nsga2"])
-def test_another_seed_is_another_order(name: str) -> None:
-    orders = {tuple(m.plan for m in play(pick_of(name, seed), PLANS, stop=FIRST + 6)) for seed in range(3)}
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_another_seed_is_another_order(name: Kind) -> None:
+    orders = {tuple(m.plan for m in play(asked(name, seed), PLANS, stop=FIRST + 6)) for seed in range(3)}
     assert len(orders) == 3
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "nsga2"])
-def test_only_waiting_plans_are_picked_however_few_they_are(name: str) -> None:
-    pick = pick_of(name)
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_only_waiting_plans_are_picked_however_few_they_are(name: Kind) -> None:
+    pick = asked(name)
     told = play(pick, PLANS, stop=FIRST + 2)
     left = [plan for plan in PLANS if plan not in {m.plan for m in told}]
     assert pick(left[:2], told) in left[:2]
     assert pick(left[-1:], told) == left[-1]
     assert pick([], told) is None
     assert pick([], []) is None
-
-
-def test_a_random_order_does_not_depend_on_which_others_wait() -> None:
-    told = [look(plan) for plan in PLANS[:FIRST]]
-    pick, waiting = at_random(7), PLANS[FIRST:]
-    first = pick(waiting, told)
-    assert first is not None
-    assert pick(waiting[::-1], told) == first
-    assert pick([plan for plan in waiting if plan.engine == first.engine], told) == first
 
 
 def test_tpe_suggests_what_is_fast() -> None:
@@ -220,10 +205,10 @@ def test_optuna_says_nothing_and_its_own_verbosity_is_left_as_it_was(capfd: pyte
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "nsga2"])
-def test_a_race_with_a_pick_looks_at_every_plan_and_confirms_the_fastest_also_when_resumed(name: str) -> None:
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_a_race_with_a_pick_looks_at_every_plan_and_confirms_the_fastest_also_when_resumed(name: Kind) -> None:
     def race(done: Sequence[Measurement] = ()) -> Racing:
-        pick = pick_of(name, plans=FEW)
+        pick = asked(name, plans=FEW)
         return Racing(
             FEW, LOOSE, Objective("latency"), Prices(), 2, prompts=2, look_at=(0, 1), pick=pick, done=list(done)
         )

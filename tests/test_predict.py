@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import measurement
-from inferplan.accuracy import errors, top_recall
+from inferplan.accuracy import Compared, Errors, errors, top_recall
 from inferplan.errors import InputError, UnknownNameError
 from inferplan.plan import Plan
-from inferplan.predict import Observation, Prediction, Predictor, observations
+from inferplan.predict import Observation, Prediction, Predictor, Range, observations
 from inferplan.rates import Rate, Rates
 from inferplan.result import results
 from inferplan.shapes import Shape, shape_of
@@ -102,7 +102,7 @@ def test_the_errors_it_publishes_are_those_of_plans_and_models_it_did_not_see() 
     assert 0.01 < plan_out < 0.12  # the noise is 3%: less than that would be a plan that saw itself
     assert model_out < 0.2
     assert memory < 0.05
-    coverage = found.coverage("plan", "latency")
+    coverage = found.coverage("latency")
     assert coverage is not None and coverage >= 0.8
     assert found.mape("plan", "latency", "an engine that was never measured") is None
 
@@ -137,6 +137,22 @@ def test_what_an_option_does_is_learned_but_need_not_hold_for_the_next_plan_with
     )
     assert having.value / without.value == pytest.approx(0.8, rel=0.05)
     assert math.log(having.high / having.low) > 1.5 * math.log(without.high / without.low)
+
+
+def test_the_fastest_are_looked_for_within_each_study() -> None:
+    one = errors(seen(), RATES, SHAPES)
+    upside_down = [
+        Compared(
+            replace(of.seen, study="of longer requests", latency_s=100 * (of.seen.latency_s or 0.0)),
+            replace(of.without_plan, latency_s=Range(*[100 / of.without_plan.latency_s.value] * 3)),
+            None,
+        )
+        for of in one.compared
+    ]
+    right, wrong = one.recall("plan"), Errors(tuple(upside_down)).recall("plan")
+    assert right is not None and wrong is not None
+    assert wrong < right
+    assert Errors((*one.compared, *upside_down)).recall("plan") == pytest.approx((right + wrong) / 2)
 
 
 def test_a_tie_with_the_last_of_the_fastest_counts_as_one_of_them() -> None:

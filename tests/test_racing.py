@@ -369,7 +369,7 @@ def test_a_finalist_is_not_shown_to_be_slower_by_fewer_than_three_rounds_that_bo
     while (asked := search.ask()) is not None:
         found = world.run(asked)
         if not asked.look and asked.plan == PLANS[0] and asked.round % 2 == 0:
-            found = replace(found, samples=tuple(replace(s, disturbed=True) for s in found.samples))
+            found = replace(found, samples=tuple(replace(s, disturbed=("steal",)) for s in found.samples))
         search.tell(found)
         told.append(asked)
     count = Counter(asked.plan for asked in told if not asked.look)

@@ -342,13 +342,6 @@ def test_a_process_that_failed_gives_no_share() -> None:
     assert shares(result(factories.measurement(plan, [1.0, 1.0]), crashed), constraint("p50<=2s")) == ((1.0,), (1.0,))
 
 
-def test_prompts_that_a_process_never_got_to_are_unknown() -> None:
-    one = factories.measurement(factories.plan(), [3.0, 3.0, 1.0])
-    assert shares(result(one), constraint("p50<=2s"), prompts=8) == ((1 / 8,), (6 / 8,))
-    retaken = factories.measurement(factories.plan(), [9.0, 1.0], disturbed=[0])
-    assert shares(result(retaken), constraint("p50<=2s"), prompts=2) == ((1.0,), (1.0,))
-
-
 def test_every_metric_over_requests_has_shares() -> None:
     one = factories.measurement(factories.plan(), [1.0, 2.0], ttft_s=0.3, tokens=8)  # 8 and 4 tokens/s
     assert shares(result(one), constraint("ttft<=300ms")) == ((1.0,), (1.0,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +12,23 @@ from hypothesis import strategies as st
 
 from factories import measurement
 from fake_studies import study
+from inferplan._codec import encode
 from inferplan.errors import InputError, UnknownNameError
+from inferplan.machine import library_versions
 from inferplan.measurement import Request
+from inferplan.models import Checkpoint
 from inferplan.plan import Plan
 from inferplan.predict import observations
-from inferplan.rates import Rate, Rates
+from inferplan.rates import LIBRARIES, Rate, Rates
 from inferplan.result import results
 from inferplan.search.exhaustive import Exhaustive
 from inferplan.search.racing import Racing
 from inferplan.shapes import shape_of
-from inferplan.strategies import announced, expectations, looked_at, search_for
+from inferplan.store import Store
+from inferplan.strategies import announced, expectations, expected, looked_at, search_for
 from inferplan.study import STRATEGIES, Settings, Study
 from inferplan.terms import seconds_of
+from inferplan.workload import Prompt
 
 RATES = Rates((Rate(1, 20e9, "a kernel", {"fp32": 15e9}, {"fp32": 50e9}),), 2.0)
 GPT2 = {
@@ -109,6 +115,23 @@ def test_more_is_expected_of_a_larger_precision_and_what_was_measured_is_believe
     after = foreseen([seen])
     assert after[plans[0]].latency_s.value > 1.5 * before[plans[0]].latency_s.value
     assert after[plans[1]].latency_s.value > before[plans[1]].latency_s.value  # of the same engine
+
+
+def test_what_is_expected_is_of_the_requests_that_a_look_sends(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GPT2))
+    looks = looked_at([len(request.prompt_ids) for request in Tokens().requests("gpt2")])
+    prompts = tuple(Prompt(text=f"{i}", max_new_tokens=8 if i in looks else 512) for i in range(8))
+    asked = replace(study(models=("gpt2",), prompts=prompts), settings=Settings(strategy="racing"))
+    asked = replace(asked, checkpoints=(Checkpoint("gpt2", tmp_path, "local", "float32", content_hash="a hash"),))
+    plan = asked.plans[0]
+    with Store(tmp_path / "store.db") as store:
+        rates = replace(RATES, libraries=library_versions(LIBRARIES))
+        store.keep_rates(asked.machine.fingerprint, 0.0, encode(rates))
+        foreseen = expected(asked, Tokens(), store, lambda text: None)
+    assert foreseen is not None
+    lengths = {"gpt2": [4 + 10 * i for i in range(8)]}
+    of_a_look = expectations([plan], {"gpt2": shape_of(GPT2)}, rates, lengths, looks, 8)
+    assert foreseen([])[plan].latency_s.value == pytest.approx(of_a_look([])[plan].latency_s.value)
 
 
 def test_where_everything_is_disturbed_a_race_still_learns_from_it() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from inferplan import cli, terms
+from inferplan.cost import Prices
 from inferplan.errors import InputError
 from inferplan.plan import OptionValue
 from inferplan.prepare import describe_engines
@@ -80,6 +81,11 @@ def test_a_flag_that_is_given_counts_instead_of_the_files(study: Path) -> None:
     assert (found.objective.metric, found.workload.max_new_tokens) == ("memory", 3)
 
 
+def test_a_price_that_a_file_leaves_out_is_none_of_ours(study: Path) -> None:
+    study.write_text(FILE.replace('minimize = "memory"', 'minimize = "cost"\nprices = { usd_per_vcpu_hour = 0.02 }'))
+    assert begun("--study", str(study)).prices == Prices(0.02, 0.0, study.name)
+
+
 def test_prompts_of_a_file_are_found_beside_the_study(study: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("one\ntwo\n")
     study.write_text(FILE.replace("prompt_tokens = [8, 16, 24]", 'prompts = "mine.txt"'))
@@ -98,7 +104,7 @@ def test_prompts_of_a_file_are_found_beside_the_study(study: Path, tmp_path: Pat
         ("max_new_tokens = 3", 'prompts = "x.txt"', "give one of prompts and prompt_tokens"),
         ("max_new_tokens = 3", "trust_remote_code = true", "unknown key of [workload]"),
         ("prompt_tokens = [8, 16, 24]", '[[workload.prompt]]\ntext = "a"', "prompt 1: unknown key 'text'"),
-        ('minimize = "memory"', "[choice.prices]\nusd = 1", "not usd"),
+        ('minimize = "memory"', "[choice.prices]\nusd = 1", "unknown key 'usd'"),
         ('minimize = "memory"', "[choice.prices]\nusd_per_vcpu_hour = -1", "usd_per_vcpu_hour"),
         ("[space]", "[space]\noptions = {spin = 3}", "option spin must be a list"),
         ("[space]", "space = 3\n[x]", "space must be a table"),

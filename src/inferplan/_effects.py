@@ -145,15 +145,22 @@ def fit(model: Model, rows: Sequence[Row], seen: Sequence[float], units: Sequenc
     jacobian = _jacobian(model, incidence, shares)
     covariance = (jacobian * variances) @ jacobian.T + np.diag(model.noise**2 / weights)
     precision = np.linalg.inv(covariance) if rows else covariance
-    left_log, left_sd = _left_out(precision, log_seen - log + jacobian @ values, log_seen, units)
+    # A row that comes anew has the noise of any other, however little this one was found to weigh.
+    anew = model.noise**2 * (1 - 1 / weights)
+    left_log, left_sd = _left_out(precision, log_seen - log + jacobian @ values, log_seen, units, anew)
     return Fit(model, groups, values, variances, jacobian, precision, left_log, left_sd)
 
 
-def _left_out(precision: Array, target: Array, log_seen: Array, units: Sequence[Key]) -> tuple[Array, Array]:
+def _left_out(
+    precision: Array, target: Array, log_seen: Array, units: Sequence[Key], anew: Array
+) -> tuple[Array, Array]:
     """Each row from the rows of other units, without fitting again.
 
     Exact for the model linearised about its mode: Rasmussen and Williams, Gaussian Processes for Machine
     Learning, 2006, section 5.4.2, with blocks in place of single rows.
+
+    Args:
+        anew: what is added to the variance of each.
     """
     import numpy as np
 
@@ -165,7 +172,7 @@ def _left_out(precision: Array, target: Array, log_seen: Array, units: Sequence[
     for block in places.values():
         own = np.linalg.inv(precision[np.ix_(block, block)])
         log[block] -= own @ weighted[block]
-        sd[block] = np.sqrt(np.maximum(np.diag(own), 0.0))
+        sd[block] = np.sqrt(np.maximum(np.diag(own) + anew[block], 0.0))
     return log, sd
 
 

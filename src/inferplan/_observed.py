@@ -57,6 +57,7 @@ class Observation:
         peak_bytes, startup_s: None where not known; `startup_s` includes loading.
         other_ttft: (prompt tokens, median TTFT in seconds) of the prompts whose length is furthest, as a ratio, from
             the median; None where all prompts are of one length.
+        study: that it comes from, where several are taken together: their requests may differ.
     """
 
     plan: Plan
@@ -68,6 +69,7 @@ class Observation:
     peak_bytes: int | None
     startup_s: float | None
     other_ttft: tuple[float, float] | None = None
+    study: str = ""
 
 
 def observations(results: Iterable[PlanResult], *, or_disturbed: bool = False) -> tuple[Observation, ...]:

@@ -29,7 +29,7 @@ from .progress import Progress, choose_style
 from .search import Search
 from .selection import SLA, parse_sla
 from .store import Store, store_path
-from .study import Ready, Study, load, run, save_header, take_in
+from .study import RACES, Ready, Study, load, run, save_header, take_in
 from .study_file import study_text
 
 Arguments = argparse.Namespace
@@ -214,9 +214,12 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
     """Make or resume a study, run it, print and write what came of it."""
     path = store_path(arguments.store)
     style = choose_style(arguments.quiet or arguments.json, sys.stderr)
+    progress: Progress | None = None
 
     def tell(text: str) -> None:
-        if style != "quiet":
+        if progress is not None:
+            progress.tell(text)
+        elif style != "quiet":
             print(text, file=sys.stderr, flush=True)
 
     with Store(path) as store:
@@ -236,7 +239,9 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             study.id, wait=arguments.wait, override=arguments.no_lock, on_wait=tell, on_override=_warn
         ):
             study = replace(study, checkpoints=terms.checkpoints(study, infos, tell, _warn), finished=False)
-            ready = prepare.prepare(study.checkpoints, study.workload, study.plans, infos, tell)
+            # A race starts few of its plans: their artifacts are made when a look first needs them.
+            ahead = () if study.settings.strategy in RACES else study.plans
+            ready = prepare.prepare(study.checkpoints, study.workload, ahead, infos, tell)
             save_header(store, study)
             watch = _watch(study)
             try:
@@ -245,6 +250,7 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
                 progress = Progress(study, style)
                 with progress.showing():
                     study = run(study, store, ready, infos, watch=watch, search=search, notify=progress)
+                ready.tidy(study.plans)
             except KeyboardInterrupt:
                 return _interrupted(store, study.id, arguments)
             except StoreError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,28 @@ def read_prices(path: Path) -> Prices:
         raise InputError(f"the prices file {str(path)!r} cannot be parsed: {err}") from None
     if not isinstance(data, dict):
         raise InputError(f"the prices file {str(path)!r} must hold an object with {', '.join(_KEYS)}")
-    if unknown := sorted(set(data) - set(_KEYS)):
-        raise InputError(f"the prices file {str(path)!r} has an unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
-    source = data.get("source", path.name)
+    return prices_of_table(data, f"the prices file {str(path)!r}", path.name)
+
+
+def prices_of_table(table: Mapping[str, Any], where: str, source: str) -> Prices:
+    """Prices from the keys of `Prices`; see `read_prices`.
+
+    Args:
+        where: what holds the table, for errors.
+        source: of the two numbers, where the table names none.
+
+    Raises:
+        InputError: an unknown key, or a value that is no price.
+    """
+    if unknown := sorted(set(table) - set(_KEYS)):
+        raise InputError(f"{where} has an unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
+    source = table.get("source", source)
     if not isinstance(source, str):
-        raise InputError(f"the prices file {str(path)!r}: `source` must be text, not {source!r}")
+        raise InputError(f"{where}: `source` must be text, not {source!r}")
     try:
-        return Prices(data.get("usd_per_vcpu_hour", 0.0), data.get("usd_per_gb_hour", 0.0), source)
+        return Prices(table.get("usd_per_vcpu_hour", 0.0), table.get("usd_per_gb_hour", 0.0), source)
     except InputError as err:
-        raise InputError(f"the prices file {str(path)!r}: {err}") from None
+        raise InputError(f"{where}: {err}") from None
 
 
 def usd_per_hour(result: PlanResult, prices: Prices, cores: float) -> float | None:

@@ -75,7 +75,7 @@ def _placeholder(model: str) -> Checkpoint:
 class Preparation:
     """Token ids and artifacts of a study; see `study.Ready`.
 
-    Artifacts are made when first asked for, before anything of the plan is timed.
+    Artifacts are made when first asked for, while nothing is timed.
     What does not fit into the memory granted here is refused before a process of it is started.
 
     Attributes:
@@ -167,7 +167,7 @@ class Preparation:
         """Why a quantized artifact must not be used, as its engine's conversion to FP32 shows; else what was left out.
 
         A share of equal tokens cannot tell a small error of the converter from quantization (see `agreement`): FP32
-        can, and the same converter writes both. What is made for this alone is removed when the study is prepared.
+        can, and the same converter writes both. What is made for this alone is removed by `tidy`.
         """
         info = self.infos[plan.engine]
         options = tuple((name, value) for name, value in plan.options if name in info.artifact_options)
@@ -265,7 +265,7 @@ def prepare(
     *,
     memory_bytes: int | None = None,
 ) -> Preparation:
-    """Token ids for each model, and every artifact that a plan will load.
+    """Token ids for each model, and the artifacts of `plans`; those of others are made when they are asked for.
 
     Args:
         memory_bytes: memory that plans and conversions may have; what is granted here when None.

@@ -77,12 +77,6 @@ class Rates:
         """FLOP/s of a matrix product; those of FP32 where the precision was not measured."""
         return self._between(threads, lambda rate: rate.matmul_flops.get(precision) or rate.matmul_flops["fp32"])
 
-    def matvec(self, threads: int, precision: str) -> float:
-        """Weights/s of a matrix times a vector, by the FP32 kernel where the precision was not measured."""
-        known = {name: width for name, width in _WIDTHS.items() if name in self.measured[0].matvec_bytes_per_s}
-        name = precision if precision in known else "fp32"
-        return self._between(threads, lambda rate: rate.matvec_bytes_per_s[name] / _WIDTHS[name])
-
     def _between(self, threads: int, value: Callable[[Rate], float]) -> float:
         """More threads can do at least what fewer can: a lower figure was disturbed, or is no limit of the machine."""
         before, most = self.measured[0].threads, value(self.measured[0])

@@ -156,18 +156,12 @@ def required_share(constraint: Constraint) -> float:
     return q if constraint.op == "<=" else 1 - q
 
 
-def shares(
-    result: PlanResult, constraint: Constraint, prompts: int | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def shares(result: PlanResult, constraint: Constraint) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """By process in the order measured, the share of its requests within the limit: at least, and at most.
 
-    A request cut short beyond the limit is outside. One cut short before, and
-    one of a process that was ended early, is unknown: outside in the first
-    tuple, within in the second. Disturbed requests are left out; a process
-    without any other gives no share.
-
-    Args:
-        prompts: how many prompts every process was to get; without it, none is taken to be missing.
+    A request cut short beyond the limit is outside. One cut short before is
+    unknown: outside in the first tuple, within in the second. Disturbed
+    requests are left out; a process without any other gives no share.
 
     Raises:
         ValueError: the metric is seen once a process and has no share of requests.
@@ -177,13 +171,10 @@ def shares(
     high: list[float] = []
     for one in result.by_process:
         values, cut = observed(one, constraint.metric)
-        seen = len({sample.index for sample in one.all_samples})
-        missing = 0 if prompts is None else max(prompts - seen, 0)
         within = sum(v <= constraint.limit if constraint.op == "<=" else v >= constraint.limit for v in values)
         # A rate cut short may still be anything; a time is at least what it had run.
         known = sum(bound >= constraint.limit for bound in cut) if constraint.op == "<=" else 0
-        count = len(values) + len(cut) + missing
-        if len(values) + len(cut):
+        if count := len(values) + len(cut):
             low.append(within / count)
             high.append((count - (len(values) - within) - known) / count)
     return tuple(low), tuple(high)

@@ -108,8 +108,8 @@ def expected(study: Study, ready: Ready, store: Store, tell: Tell) -> Predict | 
         return None
     lengths = _lengths(study, ready)
     rates = kept(store, study.machine, tell=tell)
-    tokens = round(fmean(study.workload.output_tokens(i) for i in range(len(study.workload.prompts))))
     places = looked_at(lengths[study.space.models[0]])
+    tokens = fmean(study.workload.output_tokens(place) for place in places)
     return expectations(study.plans, shapes, rates, lengths, places, tokens)
 
 
@@ -137,7 +137,7 @@ def expectations(
     rates: Rates,
     prompt_tokens: Mapping[str, Sequence[int]],
     places: Sequence[int],
-    output_tokens: int,
+    output_tokens: float,
 ) -> Predict:
     """What to expect of each of `plans` after some measurements, for requests like those of a look.
 
@@ -146,10 +146,11 @@ def expectations(
     Args:
         prompt_tokens: by model, the length of each prompt.
         places: of the requests that a look sends.
+        output_tokens: of these requests, on average.
     """
     known = [plan for plan in plans if plan.model in shapes and plan.device == "cpu"]
     lengths = {model: fmean(of[place] for place in places) for model, of in prompt_tokens.items()}
-    asked = Asked.of(known, [(lengths[plan.model], float(output_tokens)) for plan in known], rates, shapes)
+    asked = Asked.of(known, [(lengths[plan.model], output_tokens) for plan in known], rates, shapes)
 
     def foreseen(told: Sequence[Measurement]) -> Mapping[Plan, Prediction]:
         seen = observations(results(dict.fromkeys(m.plan for m in told), told), or_disturbed=True)

@@ -142,10 +142,8 @@ class Study:
         """Whether any model of it has synthetic weights."""
         return any(checkpoint.synthetic for checkpoint in self.checkpoints)
 
-    def under(
-        self, sla: SLA | None = None, objective: Objective | None = None, prices: Prices | None = None
-    ) -> Study:
-        """The same measurements under other terms; what the search ruled out under its own is then just not measured."""
+    def under(self, sla: SLA | None = None, objective: Objective | None = None, prices: Prices | None = None) -> Study:
+        """The same measurements under other terms; what the search ruled out under its own is then not measured."""
         terms = (sla or self.sla, objective or self.objective, prices or self.prices)
         if terms == (self.sla, self.objective, self.prices):
             return self
@@ -349,7 +347,7 @@ def run(
 
 
 def _ruled_out(study: Study, search: Search, store: Store) -> Study:
-    """The study with what its search has ruled out by now, which is kept: who looks at it later cannot tell otherwise."""
+    """The study with what its search has ruled out by now, kept for who reads it before the end."""
     left_out = tuple(search.left_out.items())
     if left_out != study.left_out:
         study = replace(study, left_out=left_out)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .cost import Prices
+from .cost import prices_of_table
 from .errors import InputError, UnknownNameError
 from .plan import option_text
 from .study import RACES, Study
@@ -149,7 +149,7 @@ def _arguments(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if "prompt_tokens" in found:
         found["prompt_tokens"] = ",".join(map(str, found["prompt_tokens"]))
     if "prices" in found:
-        found["given_prices"] = _prices(found.pop("prices"))
+        found["given_prices"] = prices_of_table(found.pop("prices"), "[choice.prices]", path.name)
     if "watch" in found:
         found["no_watch"] = not found.pop("watch")
     return found
@@ -159,14 +159,6 @@ def _option(name: str, values: object) -> str:
     if not isinstance(values, list) or not values or not all(isinstance(v, str | int | float) for v in values):
         raise InputError(f"option {name} must be a list of texts, numbers, true and false, not {values!r}")
     return f"{name}={','.join(map(option_text, values))}"
-
-
-def _prices(table: Mapping[str, Any]) -> Prices:
-    try:
-        return Prices(**table)
-    except TypeError:
-        known = ", ".join(asdict(Prices()))
-        raise InputError(f"[choice.prices] has the keys {known}, not {', '.join(table)}") from None
 
 
 def study_text(study: Study) -> str:

@@ -66,9 +66,10 @@ def judge(result: PlanResult, constraint: Constraint, prices: Prices, cores: flo
     within it and every process agrees (or `in_general` meets, which counts
     those that do not), and misses it when the other bound is beyond; a plan of
     which every request was cut short beyond the limit misses it too. That is
-    about the processes seen; `in_general` is about those to come. What is seen once a process (memory, load, cost) meets when every
-    process seen is within, and misses when every one is beyond. All else is
-    undecided, missing evidence above all.
+    about the processes seen; `in_general` is about those to come. What is seen
+    once a process (memory, load, cost) meets when every process seen is within,
+    and misses when every one is beyond. All else is undecided, missing evidence
+    above all.
     """
     if constraint.metric.q is None:
         return _judge_processes(result, constraint, prices, cores)

@@ -1,4 +1,4 @@
-"""Other ways of choosing which plan a race looks at next: at random, or as Optuna's samplers suggest.
+"""Another way of choosing which plan a race looks at next: as Optuna's samplers suggest.
 
 Owns the way from a plan to Optuna's parameters and back. Leaves the stages of a race, and which plans still have a
 chance, to `racing`. Optuna is imported where it is asked for.
@@ -40,23 +40,6 @@ POPULATION = 5
 TRIES = 10
 """Suggestions in turn that are no plan to look at, before the nearest such plan is taken."""
 _ABSENT = "(default)"  # of an option that a plan leaves alone; no option's value is written so
-
-
-def at_random(seed: int | str, first: int = FIRST) -> Pick:
-    """Looks at the `first` plans in the order in which they are expected to win, at the others in an order drawn once.
-
-    Which of two plans comes first depends on `seed` and on these two alone.
-    """
-
-    def drawn(plan: Plan) -> bytes:
-        return hashlib.blake2b(f"{seed} {plan.id}".encode(), digest_size=8).digest()
-
-    def pick(waiting: Sequence[Plan], told: Sequence[Measurement]) -> Plan | None:
-        if len(_looks(told)) < first:
-            return waiting[0] if waiting else None
-        return min(waiting, key=drawn, default=None)
-
-    return pick
 
 
 def optuna_pick(

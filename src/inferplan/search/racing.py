@@ -42,7 +42,8 @@ FINAL_WITHIN = 1.20
 FINALISTS = 4
 _FINAL_ROUND = 3  # the first; round 1 is the look, round 2 the heat
 _DROP_AFTER = 3  # rounds of the final before a finalist may be shown to be the slower one
-_PATIENCE = 2.0  # times the processes that a verdict needs at the least; of a median's twelve one may be slow
+# Times the processes that a verdict needs at the least: enough that one of them may be slow as a whole.
+_PATIENCE = 2.2
 
 
 class Racing:

@@ -197,7 +197,7 @@ class _State:
         """Whether another look leaves time for the heat, and to confirm the best plan so far."""
         if self._best is None:
             return True
-        each, then = self._seconds(self._best.plan), len(self._to_heat()) + MIN_PROCESSES
+        each, then = self._seconds(self._best.plan), len(self._to_heat(self._near())) + MIN_PROCESSES
         usual = median([m.wall_s for m in self._told])
         return self._race._limits.allow(self._told, 1 + then, usual + then * each)
 
@@ -241,14 +241,13 @@ class _State:
 
     def heat(self) -> Proposal | None:
         """The next of the plans that came near the best, or might have; none where there is only one."""
-        for plan in self._to_heat():
+        for plan in self._to_heat(self._entered()):
             then = 1 + MIN_PROCESSES
             if self._race._limits.allow(self._told, then, then * self._seconds(plan)):
                 return Proposal(plan, 2, None, None, look=True)
         return None
 
-    def _to_heat(self) -> list[Plan]:
-        entered = self._entered()
+    def _to_heat(self, entered: Sequence[Ranked]) -> list[Plan]:
         if len(entered) < 2:
             return []
         return [r.plan for r in entered if r.plan not in self._heated and r.plan not in self._finals]
@@ -407,7 +406,8 @@ class _State:
             for plan in batch
             if not self._settled(plan, batch)
         )
-        return looks + len(self._to_heat()) + (left if batch else MIN_PROCESSES if looks else 0)
+        entered = self._entered() if self._heated else self._near()  # who is doubted is dear to tell, and seldom matters
+        return looks + len(self._to_heat(entered)) + (left if batch else MIN_PROCESSES if looks else 0)
 
     def left_out(self) -> dict[Plan, str]:
         race, out = self._race, dict[Plan, str]()

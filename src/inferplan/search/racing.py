@@ -406,7 +406,7 @@ class _State:
             for plan in batch
             if not self._settled(plan, batch)
         )
-        entered = self._entered() if self._heated else self._near()  # who is doubted is dear to tell, and seldom matters
+        entered = self._entered() if self._heated else self._near()  # who is doubted is dear to tell
         return looks + len(self._to_heat(entered)) + (left if batch else MIN_PROCESSES if looks else 0)
 
     def left_out(self) -> dict[Plan, str]:

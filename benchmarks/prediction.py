@@ -7,6 +7,7 @@ again names them. That is printed of plans with a KV cache and at least four pro
 processes, or one, against the other two, over all ways to part them.
 
     python benchmarks/prediction.py benchmarks/data/space.json.gz
+    python benchmarks/prediction.py benchmarks/data/space-zen5.json.gz
     python benchmarks/prediction.py benchmarks/data/space-avx512.json.gz benchmarks/data/llama-1b.json.gz
 """
 

@@ -81,7 +81,7 @@ def test_a_race_confirms_its_winner_in_six_processes_and_says_what_it_ruled_out(
     assert rows(tmp_path / "chosen_plan.csv")[0]["verdict"] == "meets"
 
 
-def test_a_race_converts_what_its_looks_need_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_race_converts_what_its_looks_need_and_no_more(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["optimize", "--sla", "p50<=10s", *FAST, "--max-trials", "1"]) in (0, 4)
     said = capsys.readouterr().err
     assert said.index("racing over") < said.index("converted tiny to ")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,16 @@ def test_a_race_is_told_by_what_was_started_with_the_rest_counted_and_explained_
     assert "no other plan meets" not in text
     for format in ("md", "html", "csv"):
         assert render(report, format).count("not started: predicted") >= 6
+
+
+def test_where_every_plan_was_ruled_out_unstarted_it_says_so_and_how_to_measure_them() -> None:
+    study = STUDIES["raced"]()
+    study = replace(study, measurements=(), left_out=tuple((plan, "not started: predicted") for plan in study.plans))
+    report = report_of(study)
+    assert report.selection.exit_code == 4
+    assert re.search(
+        r"no plan chosen +prediction rules every plan out \(--strategy exhaustive", render(report, "table")
+    )
 
 
 def test_undecided_says_what_would_settle_it_and_why_there_is_no_p95() -> None:

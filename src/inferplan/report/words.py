@@ -262,7 +262,7 @@ def choice(report: Report) -> tuple[Fact, ...]:
         if "waiting" in states:
             why = "no plan is measured yet"
         elif "ruled out" in states:
-            why = "no plan was started: prediction rules them out, and --strategy exhaustive measures them all the same"
+            why = "prediction rules every plan out (--strategy exhaustive measures them nevertheless)"
         facts.append(Fact("no plan chosen", f"{why}, so none is known to meet {selection.sla}"))
     else:
         facts.append(Fact("no plan chosen", f"no plan meets {selection.sla}"))

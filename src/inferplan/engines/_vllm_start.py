@@ -7,6 +7,7 @@ process only.
 from __future__ import annotations
 
 import gc
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,11 @@ def actual(plan: Plan, engine: Any, dtype: str, room: int) -> Actual:
     if held != [dtype]:
         raise EngineError(f"{plan.precision} was asked for and vLLM holds weights in {', '.join(held)}")
     if torch.get_num_threads() != plan.threads:
-        raise EngineError(
-            f"{plan.threads} threads were asked for and OpenMP has {torch.get_num_threads()}: OMP_NUM_THREADS must be "
-            "set before the process starts"
-        )
+        cpus = len(os.sched_getaffinity(0))
+        why = "OMP_NUM_THREADS must be set before the process starts"
+        if plan.threads > cpus:
+            why = f"vLLM runs no more of them than the {cpus} CPUs that it may use"
+        raise EngineError(f"{plan.threads} threads were asked for and OpenMP has {torch.get_num_threads()}: {why}")
     compiled = bool(plan.option("compile", False))
     cache = sum(tensor.numel() * tensor.element_size() for tensor in runner.kv_caches)
     return Actual(

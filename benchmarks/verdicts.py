@@ -218,7 +218,8 @@ def judged(latencies_s: Floats, limits: Floats, q: float) -> NDArray[np.int8]:
         agrees = np.sort(latencies_s, axis=2)[:, :, rank - 1] <= at if rank else np.full(seen.shape, True)
     else:
         agrees = np.quantile(latencies_s, q, axis=2, method="hazen") <= at
-    meets = (seen >= ranks[:, 1]) & np.logical_and.accumulate(agrees, axis=1)
+    outweighed = sequential((latencies_s <= at[:, :, None]).mean(axis=2), q) == MEETS
+    meets = (seen >= ranks[:, 1]) & (np.logical_and.accumulate(agrees, axis=1) | outweighed)
     return np.where(seen < ranks[:, 0], MISSES, np.where(meets, MEETS, UNDECIDED)).astype(np.int8)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # scripts, not a package
 
+import verdicts
 from _regret import Incumbent, difference, equal_time, mean_at, regret_at
 from _replay import Recorded, read_space, resized
 from _rivals import RIVALS, STRATEGIES, UNPREDICTED, Case
@@ -101,6 +102,14 @@ def test_strategies_of_one_seed_are_told_the_same_of_the_same_process(case: Case
     again = Case.of(case.space, LIMIT, case.seed).replay().measure(Proposal(plan, 1))
     assert one is other
     assert one == again
+
+
+def test_the_rules_that_are_replayed_by_the_thousand_are_those_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["verdicts.py", "--seeds", "20", "--check", "2"])
+    verdicts.main()  # ends with an error where one of its rules says something else
+    assert "sequential: at worst" in capsys.readouterr().out
 
 
 def test_the_incumbent_is_the_fastest_of_the_furthest_stage(case: Case) -> None:

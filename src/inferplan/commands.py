@@ -250,12 +250,13 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
                 progress = Progress(study, style)
                 with progress.showing():
                     study = run(study, store, ready, infos, watch=watch, search=search, notify=progress)
-                ready.tidy(study.plans)
             except KeyboardInterrupt:
                 return _interrupted(store, study.id, arguments)
             except StoreError:
                 print(_how_to_resume(study.id, arguments), file=sys.stderr)
                 raise
+            finally:
+                ready.tidy(study.plans)
     return _answer(study, arguments)
 
 

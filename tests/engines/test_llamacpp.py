@@ -211,8 +211,10 @@ def test_values_as_q8_0_need_flash_attention() -> None:
 def test_threads_that_spin_beside_a_busy_neighbour_are_recognized(artifact_of: ArtifactOf) -> None:
     """A plan with 2 threads becomes many times slower then (benchmarks/waiting_policy.py): no such sample counts."""
     cpus = tuple(sorted(os.sched_getaffinity(0)))[:2]
-    requests = tuple(Request(index, PROMPT, 32) for index in range(6))
-    trial = Trial(_plan(threads=2, spin=300_000), artifact_of("llama-gqa-tied"), 1, requests, cpus=cpus)
+    # Long enough that the neighbour gets a turn within each, and ended where it took most of the turns.
+    requests = tuple(Request(index, PROMPT, 200) for index in range(6))
+    plan = _plan(threads=2, spin=300_000)
+    trial = Trial(plan, artifact_of("llama-gqa-tied"), 1, requests, cpus=cpus, cut_after_s=2.0)
     info, watch = measure.describe("llamacpp"), measure.Watch(cores=2)
     alone = measure.measure(trial, info, watch)
     busy = f"import os\nos.sched_setaffinity(0, [{cpus[0]}])\nwhile True: pass"

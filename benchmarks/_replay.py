@@ -24,6 +24,7 @@ from inferplan.plan import Plan
 from inferplan.rates import Rates
 from inferplan.search import Proposal
 from inferplan.shapes import Shape, shape_of
+from inferplan.validity import OTHER_CPU_SHARE
 
 _PLANS24 = {"engine": {"transformers"}, "model": {"distilgpt2", "gpt2"}, "precision": {"fp32", "int8"}}
 Row = Sequence[float]  # prompt, latency, TTFT, disturbed, cut, tokens
@@ -151,11 +152,43 @@ def _scaled(process: Process, factor: float) -> Process:
     return replace(process, rows=found)
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A program beside the search that works for the second half of every period, as a model of one.
+
+    While it works, a request makes `slowdown` times less progress. Starting and loading are not slowed.
+
+    Attributes:
+        offset_s: where in its period the search begins.
+        watched: whether requests that it disturbed are marked, and up to `retakes` of a process taken again.
+    """
+
+    period_s: float
+    offset_s: float
+    slowdown: float
+    watched: bool
+    retakes: int = 4
+
+    def during(self, start_s: float, work_s: float) -> tuple[float, float]:
+        """How long a request that takes `work_s` alone takes from `start_s` on, and for how long of that it worked."""
+        now, left, beside = start_s + self.offset_s, work_s, 0.0
+        while True:
+            at = now % self.period_s
+            works = at >= self.period_s / 2
+            until = (self.period_s if works else self.period_s / 2) - at
+            pace = self.slowdown if works else 1.0
+            if left * pace <= until:
+                now += left * pace
+                return now - start_s - self.offset_s, beside + left * pace * works
+            now, left, beside = now + until, left - until / pace, beside + until * works
+
+
 @dataclass(slots=True)
 class Replay:
     """The machine of one search.
 
     Attributes:
+        neighbour: who works beside it.
         drawn: what was measured before with this seed; strategies that share it are told the same objects.
         spent_s: what the search has taken so far, conversions apart.
         converting_s: the conversions that it made necessary.
@@ -166,6 +199,7 @@ class Replay:
     drawn: dict[Proposal, Measurement] = field(default_factory=dict)
     spent_s: float = 0.0
     converting_s: float = 0.0
+    neighbour: Neighbour | None = None
     _made: set[tuple[Any, ...]] = field(default_factory=set)
 
     def measure(self, asked: Proposal) -> Measurement:
@@ -175,9 +209,12 @@ class Replay:
         if made not in self._made:
             self._made.add(made)
             self.converting_s += self.space.converted_s[plan]
-        if asked not in self.drawn:
-            self.drawn[asked] = self._draw(asked)
-        measured = self.drawn[asked]
+        if self.neighbour is not None:  # then it matters when
+            measured = self._draw(asked)
+        else:
+            if asked not in self.drawn:
+                self.drawn[asked] = self._draw(asked)
+            measured = self.drawn[asked]
         self.spent_s += measured.wall_s
         return measured
 
@@ -191,7 +228,7 @@ class Replay:
         drawn = {place: draw.choice(rows) for place, rows in sorted(process.rows.items())}
         places = tuple(process.rows) if asked.prompts is None else asked.prompts
         lengths = self.space.prompt_tokens[plan.model]
-        samples = tuple(_sample(drawn[place], lengths[place], asked.cut_after_s) for place in places)
+        samples, took_s = self._samples([drawn[place] for place in places], lengths, asked, process.around_s)
         return Measurement(
             plan,
             asked.round,
@@ -200,9 +237,31 @@ class Replay:
             memory=Memory(*process.peaks),
             startup_s=process.startup_s,
             load_s=process.load_s,
-            wall_s=process.around_s + sum(s.latency_s for s in samples),
+            wall_s=took_s,
             look=asked.look,
         )
+
+    def _samples(
+        self, rows: Sequence[Row], lengths: Sequence[int], asked: Proposal, around_s: float
+    ) -> tuple[tuple[Sample, ...], float]:
+        """What a process answers to its requests, and what it takes in all."""
+        found: list[Sample] = []
+        now, retakes, waiting = around_s, self.neighbour.retakes if self.neighbour else 0, list(rows)
+        while waiting:
+            row = waiting.pop(0)
+            latency, beside = (row[1], 0.0)
+            if self.neighbour is not None:
+                latency, beside = self.neighbour.during(self.spent_s + now, row[1])
+            slowed = (row[0], latency, row[2] * latency / row[1], *row[3:])
+            sample = _sample(slowed, lengths[int(row[0])], asked.cut_after_s)
+            now += sample.latency_s
+            if self.neighbour is not None and self.neighbour.watched and beside > OTHER_CPU_SHARE * latency:
+                sample = replace(sample, disturbed=("by the neighbour",))
+                if retakes:
+                    retakes -= 1
+                    waiting.append(row)
+            found.append(sample)
+        return tuple(found), now
 
 
 def as_measured(space: Recorded, plan: Plan, round_: int, process: Process) -> Measurement:

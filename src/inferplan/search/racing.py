@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
 from ..cost import Prices
@@ -37,11 +37,19 @@ CUT_AT = 1.5
 # with room to spare.
 HEAT_WITHIN = 1.25
 HEAT_MOST = 6
+HEATS = 3  # processes of one plan in the heat, where one is no witness
+# Two undisturbed processes of one plan differ by so much only where something outside takes turns, or where the plan
+# has two speeds: either way one process is no witness.
+NOISY = 1.4
+# Then so many of the plans are heated that the other looks let expect within so many times the best.
+DOUBTED = 8
+DOUBT_WITHIN = 2.0
 # A heat is one process, and processes of a plan were recorded that differ by a third.
 FINAL_WITHIN = 1.20
 FINALISTS = 4
-_FINAL_ROUND = 3  # the first; round 1 is the look, round 2 the heat
+_FINAL_ROUND = 2 + HEATS  # the first; round 1 is the look, those up to this one the heat
 _DROP_AFTER = 3  # rounds of the final before a finalist may be shown to be the slower one
+_NOISY_MORE = 2  # times as many processes of the finalists where one is no witness
 # Times the processes that a verdict needs at the least: enough that one of them may be slow as a whole.
 _PATIENCE = 2.2
 
@@ -53,10 +61,13 @@ class Racing:
        in the order in which they are expected to win, or that `pick` likes better, while the expectation, made anew
        after every look, leaves one a chance at its optimistic end. Without a prediction every plan is looked at.
     2. The heat sends every request to the plans that came within `HEAT_WITHIN` of the best, and to the one that the
-       other looks let expect there, though its own look did not show it: a process may be slow as a whole.
-    3. The final runs those within `FINAL_WITHIN` of the best of the heat, and those whose look and heat contradict
-       each other, interleaved, each in at least `MIN_PROCESSES` fresh processes, with another order of prompts each
-       round; what chose the finalists does not count in it. One that was slower in every round leaves. The leader
+       other looks let expect there, though its own look did not show it: a process may be slow as a whole. Once two
+       undisturbed processes of one plan have contradicted each other (`NOISY`), then or later, up to `DOUBTED` such
+       plans are heated, and whichever its heat leaves behind is heated again, `HEATS` times in all: of several
+       processes the fastest counts. A process without an undisturbed request is repeated in any case.
+    3. The final runs those within `FINAL_WITHIN` of the best of the heat, interleaved, each in at least
+       `MIN_PROCESSES` fresh processes, with another order of prompts each round; what chose the finalists does not
+       count in it. One that was slower in every round leaves. The leader
        goes on until its verdict is decided, up to `_PATIENCE` times the processes that it needs. A finalist that
        cannot be confirmed counts no more: the race goes on as if it had never been the best, with further looks
        where plans have a chance now.
@@ -100,6 +111,7 @@ class Racing:
         self._told: list[Measurement] = list(done)
         self._state: _State | None = None
         self._judged: dict[tuple[str, Plan, int], Ranked] = {}
+        self._steady: dict[tuple[Plan, int], bool] = {}
         self._expected: dict[tuple[int, Plan | None], Mapping[Plan, Prediction]] = {}
 
     def ask(self) -> Proposal | None:
@@ -148,16 +160,16 @@ class _State:
     def __init__(self, race: Racing, told: Sequence[Measurement]) -> None:
         self._race, self._told = race, told
         self._looks = [m for m in told if m.look and m.round == 1]
-        second = [m for m in told if m.look and m.round > 1]
-        last = [m for m in told if not m.look]
+        self._heats = _by_plan(m for m in told if m.look and m.round > 1)
         self._expected = race._foreseen(self._looks)
-        self._seen = self._ranked("look", self._looks)
-        self._heated = self._ranked("heat", second)
-        self._finals = self._ranked("final", last)
+        self._seen = {m.plan: self._judge("look", m.plan, [m]) for m in self._looks}
+        self._heated = {plan: self._heat_of(plan, heats) for plan, heats in self._heats.items()}
+        finals = _by_plan(m for m in told if not m.look)
+        self._finals = {plan: self._judge("final", plan, of) for plan, of in finals.items()}
+        self._noisy = not all(self._is_steady(plan, of) for plan, of in _by_plan(told).items())
         self._spent = {plan for plan, r in self._finals.items() if self._is_spent(r)}
-        fit = [r for r in self._seen.values() if r.eligible and not hopeless(r, race._sla)]
+        fit = [r for r in map(self._known, self._seen.values()) if r.eligible and not hopeless(r, race._sla)]
         fit = sorted((r for r in fit if r.plan not in self._spent), key=self._key)
-        self._ahead = fit[0] if fit else None  # by its look alone
         self._alive = [r for r in fit if r.plan not in self._heated or self._stands(self._heated[r.plan])]
         self._best = self._alive[0] if self._alive else None
 
@@ -165,16 +177,38 @@ class _State:
         """A look, else a process of the heat, else one of the final; None when nothing is left to ask."""
         return None if self._unclear() else self.look() or self.heat() or self.final()
 
-    def _ranked(self, stage: str, told: Sequence[Measurement]) -> dict[Plan, Ranked]:
-        """By plan, its judgement by one stage; its measurements only grow in number, so each count is judged once."""
-        race, by_plan = self._race, dict[Plan, list[Measurement]]()
-        for m in told:
-            by_plan.setdefault(m.plan, []).append(m)
-        for plan, of in by_plan.items():
-            if (stage, plan, len(of)) not in race._judged:
-                (found,) = results([plan], of)
-                race._judged[stage, plan, len(of)] = judged(found, race._sla, race._prices, race._cores)
-        return {plan: race._judged[stage, plan, len(of)] for plan, of in by_plan.items()}
+    def _judge(self, stage: str, plan: Plan, of: Sequence[Measurement], count: int | None = None) -> Ranked:
+        """What these of its measurements say of a plan; `count` tells them apart, which only grow in number."""
+        race, key = self._race, (stage, plan, len(of) if count is None else count)
+        if key not in race._judged:
+            (found,) = results([plan], of)
+            race._judged[key] = judged(found, race._sla, race._prices, race._cores)
+        return race._judged[key]
+
+    def _heat_of(self, plan: Plan, heats: Sequence[Measurement]) -> Ranked:
+        """The fastest process of a plan's heat, an undisturbed one if there is one; the last if that failed."""
+        if heats[-1].status != "ok":
+            return self._judge("heat", plan, heats[-1:], len(heats))
+        each = [self._judge("heat", plan, [m], place) for place, m in enumerate(heats, 1)]
+        return min(each, key=lambda r: (not _witness(r), score(r, self._race._objective)))
+
+    def _known(self, seen: Ranked) -> Ranked:
+        """What is known of a plan: its look, unless a whole heat was needed, or as much of the final contradicts it."""
+        objective, final = self._race._objective, self._finals.get(seen.plan)
+        if (
+            final is not None
+            and final.result.processes >= HEATS
+            and score(final, objective) > NOISY * score(seen, objective)
+        ):
+            return final
+        return self._heated[seen.plan] if len(self._heats.get(seen.plan, ())) == HEATS else seen
+
+    def _is_steady(self, plan: Plan, of: Sequence[Measurement]) -> bool:
+        """Whether no two of a plan's processes contradict each other."""
+        steady, key = self._race._steady, (plan, len(of))
+        if key not in steady:
+            steady[key] = not any(_apart(a, b) > NOISY for a in of for b in of if a is not b)
+        return steady[key]
 
     def _key(self, r: Ranked) -> tuple[float, float, str]:
         return (score(r, self._race._objective), least(r.peak_bytes), r.plan.id)
@@ -241,20 +275,30 @@ class _State:
 
     def heat(self) -> Proposal | None:
         """The next of the plans that came near the best, or might have; none where there is only one."""
-        for plan in self._to_heat(self._entered()):
+        near = self._near()
+        for plan in self._to_heat(near + self._doubtful(near)):
             then = 1 + MIN_PROCESSES
             if self._race._limits.allow(self._told, then, then * self._seconds(plan)):
-                return Proposal(plan, 2, None, None, look=True)
+                cut_after_s = None if any(r.plan == plan for r in near) else self._cut_after_s()
+                return Proposal(plan, 2 + len(self._heats.get(plan, ())), None, cut_after_s, look=True)
         return None
 
     def _to_heat(self, entered: Sequence[Ranked]) -> list[Plan]:
+        """Those of `entered` that need a process of the heat, the ones that had fewest first."""
         if len(entered) < 2:
             return []
-        return [r.plan for r in entered if r.plan not in self._heated and r.plan not in self._finals]
+        waiting = [r.plan for r in entered if r.plan not in self._finals and not self._is_heated(r.plan)]
+        return sorted(waiting, key=lambda plan: len(self._heats.get(plan, ())))
 
-    def _entered(self) -> list[Ranked]:
-        near = self._near()
-        return near + self._doubtful(near)
+    def _is_heated(self, plan: Plan) -> bool:
+        """Whether the heat has no more to ask about `plan`."""
+        if plan not in self._heated:
+            return False
+        heated, objective = self._heated[plan], self._race._objective
+        if not heated.eligible or len(self._heats[plan]) == HEATS:
+            return True
+        lowest = min(score(r, objective) for r in self._heated.values() if r.eligible)
+        return _witness(heated) and not (self._noisy and score(heated, objective) > FINAL_WITHIN * lowest)
 
     def _near(self) -> list[Ranked]:
         """The plans whose look came near the best, which is the first."""
@@ -264,26 +308,37 @@ class _State:
         return [r for r in self._alive if score(r, self._race._objective) <= HEAT_WITHIN * lowest][:HEAT_MOST]
 
     def _doubtful(self, near: Sequence[Ranked]) -> list[Ranked]:
-        """The plan, if any, that by the other looks would be among those, the best of several.
+        """The plans that by the other looks might be among those, the most promising first.
 
-        Its look was one process, and processes of a plan were recorded that took twice as long as the next. How far
+        A look was one process, and processes of a plan were recorded that took twice as long as the next. How far
         off it was does not count: it was ended when it could no longer win. Memory is not a matter of luck.
         """
         race = self._race
         if not near or race._objective.metric == "memory":
             return []
-        found = []
+        found: list[tuple[float, str, Ranked]] = []
         for r in self._seen.values():
-            doubted = r.eligible and r not in near
-            expected = race._foreseen(self._looks, without=r.plan) if doubted else {}
-            if r.plan in expected and near[0].plan in expected:
-                own, best = (
-                    foreseen(expected[plan], race._objective, race._prices, race._cores).value
-                    for plan in (r.plan, near[0].plan)
-                )
-                if own <= HEAT_WITHIN * best:
-                    found.append((own / best, r.plan.id, r))
-        return [r for _, _, r in sorted(found)[:1]]
+            if r.eligible and r.plan not in self._spent and all(r.plan != one.plan for one in near):
+                ratio = self._without_its_look(r, near[0])
+                if ratio <= DOUBT_WITHIN:
+                    found.append((ratio, r.plan.id, r))
+        found.sort()
+        doubted = found if self._noisy else [one for one in found if not _witness(one[2])]
+        kept = [r for _, _, r in doubted[:DOUBTED]]
+        return kept + [r for ratio, _, r in found[:1] if ratio <= HEAT_WITHIN and r not in kept]
+
+    def _without_its_look(self, r: Ranked, best: Ranked) -> float:
+        """How many times what the best takes a plan is expected to, by the looks at the others."""
+        race = self._race
+        expected = race._foreseen(self._looks, without=r.plan)
+        if r.plan not in expected or best.plan not in expected:
+            if not self._noisy:
+                return math.inf
+            return score(r, race._objective) / score(best, race._objective)
+        own, least_ = (
+            foreseen(expected[plan], race._objective, race._prices, race._cores).value for plan in (r.plan, best.plan)
+        )
+        return own / least_
 
     def _by_merit(self) -> list[Ranked]:
         """All that may still be tried in a final, the best first: by the heat, then by the looks."""
@@ -291,8 +346,8 @@ class _State:
         return sorted(fit, key=self._key) + [r for r in self._alive if r.plan not in self._heated]
 
     def _stands(self, heated: Ranked) -> bool:
-        """Whether a plan's heat leaves it a chance, or is no witness."""
-        return heated.eligible and (self._contradicted(heated) or not hopeless(heated, self._race._sla))
+        """Whether a plan's heat leaves it a chance."""
+        return heated.eligible and not hopeless(heated, self._race._sla)
 
     # The final
 
@@ -307,7 +362,6 @@ class _State:
         merit, objective = self._by_merit(), self._race._objective
         alike = [r for r in merit if r.plan in self._heated] or merit
         near = [r.plan for r in alike if score(r, objective) <= FINAL_WITHIN * score(alike[0], objective)][:FINALISTS]
-        near += [r.plan for r in alike if self._contradicted(r) and r.plan not in near]
         begun = [plan for plan in self._finals if plan not in self._spent]
         return list(dict.fromkeys([*near[: self._room(near)], *begun]))
 
@@ -322,15 +376,6 @@ class _State:
             count += 1
         return count
 
-    def _contradicted(self, r: Ranked) -> bool:
-        """Whether a plan that its look put near the best is far from it in the heat: neither process is a witness."""
-        objective = self._race._objective
-        if self._ahead is None or r.plan not in self._heated:
-            return False
-        look = score(self._seen[r.plan], objective) / score(self._ahead, objective)
-        lowest = min(score(heated, objective) for heated in self._heated.values() if heated.eligible)
-        return look <= FINAL_WITHIN and score(r, objective) > CUT_AT * look * lowest
-
     def _settled(self, plan: Plan, batch: Sequence[Plan]) -> bool:
         """Whether the final has no more to ask about `plan`."""
         found = self._finals.get(plan)
@@ -338,9 +383,10 @@ class _State:
             return False
         if plan in self._spent or self._slower(found, batch):
             return True
+        enough = MIN_PROCESSES * (_NOISY_MORE if self._noisy else 1)
         if plan == self._leader(batch):
-            return found.result.processes >= self._race._needed and self._confirmed(found)
-        return found.result.processes >= MIN_PROCESSES
+            return found.result.processes >= max(self._race._needed, enough) and self._confirmed(found)
+        return found.result.processes >= enough
 
     def _leader(self, batch: Sequence[Plan]) -> Plan | None:
         """The best of the finalists, as far as they ran."""
@@ -406,7 +452,8 @@ class _State:
             for plan in batch
             if not self._settled(plan, batch)
         )
-        entered = self._entered() if self._heated else self._near()  # who is doubted is dear to tell
+        near = self._near()
+        entered = near + self._doubtful(near) if self._heated else near  # who is doubted is dear to tell
         return looks + len(self._to_heat(entered)) + (left if batch else MIN_PROCESSES if looks else 0)
 
     def left_out(self) -> dict[Plan, str]:
@@ -449,3 +496,22 @@ def _by_round(a: Ranked, b: Ranked) -> list[float]:
     for key in mine.keys() & other.keys():
         ratios.setdefault(key[0], []).append(mine[key] / other[key])
     return [median(found) for found in ratios.values()]
+
+
+def _by_plan(told: Iterable[Measurement]) -> dict[Plan, list[Measurement]]:
+    found: dict[Plan, list[Measurement]] = {}
+    for m in told:
+        found.setdefault(m.plan, []).append(m)
+    return found
+
+
+def _witness(r: Ranked) -> bool:
+    """Whether an undisturbed request stands behind it."""
+    return any(not s.disturbed for m in r.result.ok_measurements for s in m.samples)
+
+
+def _apart(a: Measurement, b: Measurement) -> float:
+    """How many times as long `a` took at least as `b`, over the undisturbed requests of both; 0: not known."""
+    whole = {s.index: s.latency_s for s in b.samples if not s.disturbed and not s.cut}
+    ratios = [s.latency_s / whole[s.index] for s in a.samples if not s.disturbed and s.index in whole]
+    return median(ratios) if len(ratios) > 1 else 0.0

@@ -6,6 +6,10 @@ would type, in a store of its own; the rates of the machine come from the first,
 requests that the neighbour disturbed are set aside, and with --no-watch, where each of them counts. Afterwards, on the
 quiet machine, every plan that won beside a neighbour is run against the one that won without, interleaved, and paired
 by round and prompt: the same within the tie rule (3%, or no difference shown) or not.
+
+With --replayed the races run on a recorded space (`record_space.py`) instead, --seeds of them beside each neighbour,
+which is a model there: in the second half of each period every request makes so many times less progress
+(--slowdowns); starting, loading and the machine's rates are as they are on a quiet machine.
 """
 
 from __future__ import annotations
@@ -13,22 +17,33 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from _common import header, latencies, make_ready, ratio_of, say, show_ratio
+from _replay import Neighbour, Recorded, read_space
+from _rivals import STRATEGIES, Case
+from search_efficiency import TIED, WITHIN, chosen
 
 from inferplan import machine, measure
 from inferplan.measurement import Measurement
 from inferplan.plan import Plan
+from inferplan.search.limits import Limits
+from inferplan.search.picking import FIRST
+from inferplan.selection import parse_sla
 from inferplan.stats import TIE_WITHIN
+from inferplan.terms import seconds_of
 
 ENGINES = ("transformers", "llamacpp", "openvino", "ctranslate2", "onnxruntime")
 WITHOUT_A_PAUSE = " without a pause"
@@ -62,7 +77,14 @@ def main() -> None:
     parser.add_argument("--period", type=float, default=4.0, help="seconds: half of it busy, half of it not")
     parser.add_argument("--rounds", type=int, default=4, help="of the comparison at the end")
     parser.add_argument("--neighbours", nargs="+", default=list(NEIGHBOURS), choices=NEIGHBOURS)
+    parser.add_argument("--replayed", type=Path, metavar="SPACE", help="race on this recorded space")
+    parser.add_argument("--seeds", type=int, default=500, help="races beside each neighbour that is replayed")
+    parser.add_argument("--slowdowns", nargs="+", type=float, default=[1.5, 2.0], help="of those neighbours")
+    parser.add_argument("--jobs", type=int, default=1, help="processes to replay in")
     arguments = parser.parse_args()
+    if arguments.replayed is not None:
+        replayed(arguments)
+        return
     print("| neighbour | disturbed requests | outcome | chosen plan | p50 | processes | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     races = []
@@ -170,6 +192,80 @@ def against_each_other(races: Sequence[Race], arguments: argparse.Namespace) -> 
         low, high = ratio.low or 0.0, ratio.high or float("inf")
         tie = low <= 1 <= high or abs((ratio.value or 0.0) - 1) <= TIE_WITHIN
         print(show_ratio(f"latency of {plan} over {quiet}, quiet", ratio) + (": a tie" if tie else ": no tie"))
+
+
+# --- on a recorded space ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """How one replayed race ended; `regret` is None where nothing was chosen."""
+
+    chosen: Plan | None
+    regret: float | None
+    processes: int
+    seconds: float
+
+
+def replayed(arguments: argparse.Namespace) -> None:
+    """Races on a recorded space, beside none and beside each neighbour."""
+    space = _of_the_race(read_space(arguments.replayed), arguments)
+    print(f"recorded on {space.about['machine']}; {len(space.plans)} plans; {arguments.seeds} seeds a row\n")
+    print("| slowdown | disturbed requests | within 2% | within 3% | none chosen | processes | seconds | lost to |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    conditions = [(1.0, True), *((slowdown, watched) for slowdown in arguments.slowdowns for watched in (True, False))]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for slowdown, watched in conditions:
+            tasks = [(arguments, slowdown, watched, seed) for seed in range(arguments.seeds)]
+            found = list(pool.map(_replayed, tasks, chunksize=5))
+            print(_row(slowdown, watched, found), flush=True)
+
+
+def _of_the_race(space: Recorded, arguments: argparse.Namespace) -> Recorded:
+    """The recorded plans among those that the real races choose from."""
+    kept = {
+        plan: processes
+        for plan, processes in space.processes.items()
+        if plan.model in arguments.models
+        and plan.engine in arguments.engines
+        and plan.precision in arguments.precisions
+        and str(plan.threads) in arguments.threads
+        and plan.kv_cache
+    }
+    return replace(space, processes=kept)
+
+
+_SPACES: dict[Path, Recorded] = {}  # of this process
+
+
+def _replayed(task: tuple[argparse.Namespace, float, bool, int]) -> Replayed:
+    arguments, slowdown, watched, seed = task
+    if arguments.replayed not in _SPACES:
+        _SPACES[arguments.replayed] = _of_the_race(read_space(arguments.replayed), arguments)
+    space = _SPACES[arguments.replayed]
+    case = Case.of(space, parse_sla([arguments.sla]), seed)
+    replay = case.replay()
+    offset_s = random.Random(seed).uniform(0, arguments.period)
+    replay.neighbour = Neighbour(arguments.period, offset_s, slowdown, watched) if slowdown > 1 else None
+    search = STRATEGIES["racing"](case, FIRST, Limits(seconds=seconds_of(arguments.budget)))
+    told: list[Measurement] = []
+    while (asked := search.ask()) is not None:
+        told.append(replay.measure(asked))
+        search.tell(told[-1])
+    winner = chosen(case, told, search.left_out).winner
+    regret = None if winner is None else case.regret(winner.plan)
+    return Replayed(None if winner is None else winner.plan, regret, len(told), replay.spent_s)
+
+
+def _row(slowdown: float, watched: bool, found: Sequence[Replayed]) -> str:
+    near, tied = (mean(r.regret is not None and r.regret <= within for r in found) for within in (WITHIN, TIED))
+    lost = Counter(str(r.chosen) for r in found if r.regret is not None and r.regret > TIED)
+    return (
+        f"| {f'{slowdown:g}x' if slowdown > 1 else 'none'} | {'set aside' if watched else 'count'} | {near:.1%} "
+        f"| {tied:.1%} | {sum(r.chosen is None for r in found)} | {mean(r.processes for r in found):.0f} "
+        f"| {median(r.seconds for r in found):.0f} ({max(r.seconds for r in found):.0f} at most) "
+        f"| {', '.join(f'{plan} ({count})' for plan, count in lost.most_common(3)) or '-'} |"
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # scri
 
 import verdicts
 from _regret import Incumbent, difference, equal_time, mean_at, regret_at
-from _replay import Recorded, read_space, resized
+from _replay import Neighbour, Recorded, read_space, resized
 from _rivals import RIVALS, STRATEGIES, UNPREDICTED, Case
 from record_space import OUT
 from search_efficiency import exhaustive, run
@@ -102,6 +102,30 @@ def test_strategies_of_one_seed_are_told_the_same_of_the_same_process(case: Case
     again = Case.of(case.space, LIMIT, case.seed).replay().measure(Proposal(plan, 1))
     assert one is other
     assert one == again
+
+
+@given(st.floats(0, 50), st.floats(0.01, 10), st.floats(1, 4), st.floats(0, 4))
+def test_a_replayed_neighbour_slows_what_falls_into_its_turns(
+    start: float, work: float, pace: float, at: float
+) -> None:
+    took, beside = Neighbour(4.0, at, pace, watched=True).during(start, work)
+    assert 0 <= beside <= took + 1e-9
+    assert took - beside + beside / pace == pytest.approx(work)
+    assert took <= work * pace + 1e-9
+
+
+def test_a_replayed_neighbour_is_marked_and_its_requests_are_taken_again(case: Case) -> None:
+    plan = case.in_order()[0]
+    alone = case.replay().measure(Proposal(plan, 1))
+    seen = {}
+    for watched in (True, False):
+        replay = case.replay()
+        replay.neighbour = Neighbour(1e6, 6e5, 2.0, watched)  # at work all the time
+        seen[watched] = replay.measure(Proposal(plan, 1)).samples
+    assert [s.latency_s for s in seen[False]] == pytest.approx([2 * s.latency_s for s in alone.samples])
+    assert not any(s.disturbed for s in seen[False])
+    assert all(s.disturbed for s in seen[True])
+    assert len(seen[True]) == len(alone.samples) + 4
 
 
 def test_the_rules_that_are_replayed_by_the_thousand_are_those_of_the_package(

@@ -201,7 +201,7 @@ class _State:
             and score(final, objective) > NOISY * score(seen, objective)
         ):
             return final
-        return self._heated[seen.plan] if len(self._heats.get(seen.plan, ())) == HEATS else seen
+        return self._heated[seen.plan] if len(self._heats.get(seen.plan, ())) >= HEATS else seen
 
     def _is_steady(self, plan: Plan, of: Sequence[Measurement]) -> bool:
         """Whether no two of a plan's processes contradict each other."""
@@ -280,7 +280,8 @@ class _State:
             then = 1 + MIN_PROCESSES
             if self._race._limits.allow(self._told, then, then * self._seconds(plan)):
                 cut_after_s = None if any(r.plan == plan for r in near) else self._cut_after_s()
-                return Proposal(plan, 2 + len(self._heats.get(plan, ())), None, cut_after_s, look=True)
+                last = max((m.round for m in self._heats.get(plan, ())), default=1)
+                return Proposal(plan, last + 1, None, cut_after_s, look=True)
         return None
 
     def _to_heat(self, entered: Sequence[Ranked]) -> list[Plan]:
@@ -295,7 +296,7 @@ class _State:
         if plan not in self._heated:
             return False
         heated, objective = self._heated[plan], self._race._objective
-        if not heated.eligible or len(self._heats[plan]) == HEATS:
+        if not heated.eligible or len(self._heats[plan]) >= HEATS:
             return True
         lowest = min(score(r, objective) for r in self._heated.values() if r.eligible)
         return _witness(heated) and not (self._noisy and score(heated, objective) > FINAL_WITHIN * lowest)

@@ -43,8 +43,9 @@ _FLOOR = 1e-4  # of a regret, for the logarithmic axis
 class Incumbent:
     """The best plan by what was measured so far, as the search itself would judge.
 
-    That is the fastest of the plans that reached the furthest stage (a look, each later rung or the heat, the final or
-    a measurement for its own sake) by that stage's requests; nobody's before a plan was measured that may meet the SLA.
+    That is the fastest of the plans that reached the furthest stage (a look, each longer rung, the heat with every
+    request, the final or a measurement for its own sake) by that stage's requests, in a look or a heat by the fastest
+    process; nobody's before a plan was measured that may meet the SLA.
     """
 
     def __init__(self, sla: SLA, cores: float) -> None:
@@ -54,17 +55,23 @@ class Incumbent:
 
     def after(self, m: Measurement) -> Plan | None:
         """The incumbent after one more process."""
-        stage = (0, m.round) if m.look else (1, 0)
+        stage = (0, len(m.samples)) if m.look else (1, 0)
         told = self._found.setdefault(stage, {}).setdefault(m.plan, [])
         told.append(m)
-        (result,) = results([m.plan], told)
-        r = judged(result, self._sla, Prices(), self._cores)
         scores = self._scores.setdefault(stage, {})
-        scores.pop(m.plan, None)
-        if r.eligible and not hopeless(r, self._sla):
-            scores[m.plan] = score(r, Objective("latency"))
+        found = [self._score([one]) for one in told] if m.look else [self._score(told)]
+        if (best := min(found)) < math.inf:
+            scores[m.plan] = best
+        else:
+            scores.pop(m.plan, None)
         reached = max((one for one, found in self._scores.items() if found), default=None)
         return None if reached is None else min(self._scores[reached], key=self._scores[reached].__getitem__)
+
+    def _score(self, told: Sequence[Measurement]) -> float:
+        """The latency that these processes show together; infinite where they leave their plan no chance."""
+        (result,) = results([told[0].plan], told)
+        r = judged(result, self._sla, Prices(), self._cores)
+        return score(r, Objective("latency")) if r.eligible and not hopeless(r, self._sla) else math.inf
 
 
 def regret_at(steps: Steps, seconds: float) -> float | None:

@@ -370,6 +370,15 @@ def test_the_lowest_memory_wins_when_memory_is_minimised() -> None:
     assert PLANS[5] not in {asked.plan for asked, _ in told}
 
 
+def test_where_memory_is_minimised_a_slow_process_makes_the_final_no_longer() -> None:
+    peaks = {p: (index + 2) * 100 * MIB for index, p in enumerate(PLANS)}
+    slow = World(peak_bytes=peaks, slow={(PLANS[0], 6): 1.45})
+    told = play(race(objective=Objective("memory"), predict=expecting(SPEED, peak_bytes=peaks)), slow)
+    assert len(finals(told)) == MIN_PROCESSES
+    slow = World(slow={(PLANS[5], 6): 1.45})
+    assert len(finals(play(race(predict=expecting(SPEED)), slow))) > MIN_PROCESSES
+
+
 def test_what_a_finalist_that_misses_had_ruled_out_is_looked_at_after_all() -> None:
     peaks = {p: (index + 1) * 100 * MIB for index, p in enumerate(PLANS)}
     world = World(dict.fromkeys(PLANS, 0.5) | {PLANS[0]: 0.99}, peak_bytes=peaks)  # two of its prompts take too long

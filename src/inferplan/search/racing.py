@@ -67,7 +67,7 @@ class Racing:
        processes the fastest counts. A process without an undisturbed request is repeated in any case.
     3. The final runs those within `FINAL_WITHIN` of the best of the heat, interleaved, each in at least
        `MIN_PROCESSES` fresh processes, with another order of prompts each round; what chose the finalists does not
-       count in it. One that was slower in every round leaves. The leader
+       count in it; twice as many after such a contradiction. One that was slower in every round leaves. The leader
        goes on until its verdict is decided, up to `_PATIENCE` times the processes that it needs. A finalist that
        cannot be confirmed counts no more: the race goes on as if it had never been the best, with further looks
        where plans have a chance now.
@@ -166,7 +166,9 @@ class _State:
         self._heated = {plan: self._heat_of(plan, heats) for plan, heats in self._heats.items()}
         finals = _by_plan(m for m in told if not m.look)
         self._finals = {plan: self._judge("final", plan, of) for plan, of in finals.items()}
-        self._noisy = not all(self._is_steady(plan, of) for plan, of in _by_plan(told).items())
+        contradicted = not all(self._is_steady(plan, of) for plan, of in _by_plan(told).items())
+        self._noisy = contradicted and race._objective.metric != "memory"  # which is not a matter of luck
+        self._enough = MIN_PROCESSES * (_NOISY_MORE if self._noisy else 1)  # processes of a finalist
         self._spent = {plan for plan, r in self._finals.items() if self._is_spent(r)}
         fit = [r for r in map(self._known, self._seen.values()) if r.eligible and not hopeless(r, race._sla)]
         fit = sorted((r for r in fit if r.plan not in self._spent), key=self._key)
@@ -384,10 +386,9 @@ class _State:
             return False
         if plan in self._spent or self._slower(found, batch):
             return True
-        enough = MIN_PROCESSES * (_NOISY_MORE if self._noisy else 1)
         if plan == self._leader(batch):
-            return found.result.processes >= max(self._race._needed, enough) and self._confirmed(found)
-        return found.result.processes >= enough
+            return found.result.processes >= max(self._race._needed, self._enough) and self._confirmed(found)
+        return found.result.processes >= self._enough
 
     def _leader(self, batch: Sequence[Plan]) -> Plan | None:
         """The best of the finalists, as far as they ran."""
@@ -448,8 +449,9 @@ class _State:
             return 0
         looks = sum(p not in self._seen and not self._no_chance(p) for p in self._race._plans)
         batch = self._batch()
+        leader = self._leader(batch)
         left = sum(
-            max((self._race._needed if plan == self._leader(batch) else MIN_PROCESSES) - self._rounds(plan), 1)
+            max(max(self._enough, self._race._needed if plan == leader else 0) - self._rounds(plan), 1)
             for plan in batch
             if not self._settled(plan, batch)
         )

@@ -40,7 +40,7 @@ REAL_PROMPTS = ("The capital of France is", "Once upon a time, in a small villag
 TIE = 1e-3
 _LONG_PROMPT = 384  # tokens: prefill then takes much longer than anything that a cache would leave to do
 _CLOSING_CPU_S = 0.1  # threads that spin for a while before they sleep, and the clock's ticks
-_TRIES = 3
+_TRIES = 10  # what is watched takes some tenths of a second, and each try is a process of its own
 _BUSY = 0.15  # a task is busy when it used this share of the busiest one's CPU time
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -88,7 +88,10 @@ class Recorded:
 
 def read_space(path: Path) -> Recorded:
     """What `record_space.py --pack` wrote."""
-    data = json.loads(gzip.decompress(path.read_bytes()))
+    try:
+        data = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read as a recorded space: {error}") from None
     if data.get("format") != "inferplan recorded space" or data.get("version") != 1:
         raise SystemExit(f"{path} is not a recorded space of version 1: make it with record_space.py --pack")
     plans = {Plan.parse(row["id"]): row for row in data["plans"]}
@@ -121,8 +124,7 @@ def resized(space: Recorded, size: int, draw: random.Random) -> Recorded:
     """`size` plans of the space; more than it has are copies under an option of their own, 0.7 to 1.3 times as slow."""
     plans = list(space.plans)
     if size <= len(plans):
-        kept = set(draw.sample(plans, size))
-        return replace(space, processes={plan: found for plan, found in space.processes.items() if plan in kept})
+        return only(space, set(draw.sample(plans, size)).__contains__)
     processes, converted = dict(space.processes), dict(space.converted_s)
     while len(processes) < size:
         # An option with a value for each time round: a value for each copy would tell samplers nothing but its name.
@@ -134,14 +136,18 @@ def resized(space: Recorded, size: int, draw: random.Random) -> Recorded:
     return replace(space, processes=processes, converted_s=converted)
 
 
+def only(space: Recorded, fits: Callable[[Plan], bool]) -> Recorded:
+    """The space with the plans that fit alone."""
+    return replace(space, processes={plan: found for plan, found in space.processes.items() if fits(plan)})
+
+
 def of_benchmark(space: Recorded) -> Recorded:
     """The plans of `benchmark.py` alone."""
-    kept = {
-        plan: found
-        for plan, found in space.processes.items()
-        if all(getattr(plan, axis) in values for axis, values in _PLANS24.items()) and not plan.options
-    }
-    return replace(space, processes=kept)
+
+    def fits(plan: Plan) -> bool:
+        return all(getattr(plan, axis) in values for axis, values in _PLANS24.items()) and not plan.options
+
+    return only(space, fits)
 
 
 def _scaled(process: Process, factor: float) -> Process:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from _halving import Halving
-from _replay import Recorded, Replay
+from _replay import Neighbour, Recorded, Replay
 
 from inferplan.cost import Prices
 from inferplan.measurement import Measurement
@@ -43,6 +43,7 @@ class Case:
         truth: by plan, its median over all that was recorded of it.
         predict: what is expected of the plans, made once for the looks that strategies share.
         drawn: the processes that were drawn so far.
+        neighbour: who works beside the search.
     """
 
     space: Recorded
@@ -51,12 +52,13 @@ class Case:
     truth: Mapping[Plan, float]
     predict: Predict
     drawn: dict[Proposal, Measurement]
+    neighbour: Neighbour | None = None
 
     @classmethod
-    def of(cls, space: Recorded, sla: SLA, seed: int) -> Case:
+    def of(cls, space: Recorded, sla: SLA, seed: int, neighbour: Neighbour | None = None) -> Case:
         """A case of which nothing was measured yet."""
         truth = {plan: p50 for plan in space.plans if (p50 := space.true_p50_s(plan)) is not None}
-        return cls(space, sla, seed, truth, _shared(_expected(space)), {})
+        return cls(space, sla, seed, truth, _shared(_expected(space)), {}, neighbour)
 
     def regret(self, plan: Plan) -> float:
         """0.02: the plan's true median is 2% above the optimum."""
@@ -64,7 +66,7 @@ class Case:
 
     def replay(self, spent_s: float = 0.0) -> Replay:
         """The machine of one search, which has already taken so long."""
-        return Replay(self.space, self.seed, self.drawn, spent_s=spent_s)
+        return Replay(self.space, self.seed, self.drawn, spent_s=spent_s, neighbour=self.neighbour)
 
     def in_order(self) -> list[Plan]:
         """The plans that may meet the SLA by what is predicted before anything is measured, the fastest first."""

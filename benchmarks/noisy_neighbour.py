@@ -9,7 +9,8 @@ by round and prompt: the same within the tie rule (3%, or no difference shown) o
 
 With --replayed the races run on a recorded space (`record_space.py`) instead, --seeds of them beside each neighbour,
 which is a model there: in the second half of each period every request makes so many times less progress
-(--slowdowns); starting, loading and the machine's rates are as they are on a quiet machine.
+(--slowdowns); starting, loading and the machine's rates are as they are on a quiet machine, and the time of measuring
+those rates counts.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from _common import header, latencies, make_ready, ratio_of, say, show_ratio
-from _replay import Neighbour, Recorded, read_space
-from _rivals import STRATEGIES, Case
-from search_efficiency import TIED, WITHIN, chosen
+from _replay import Neighbour, Recorded, only, read_space
+from _rivals import Case
+from search_efficiency import TIED, WITHIN, Outcome, run
 
 from inferplan import machine, measure
 from inferplan.measurement import Measurement
@@ -197,19 +198,9 @@ def against_each_other(races: Sequence[Race], arguments: argparse.Namespace) -> 
 # --- on a recorded space ------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """How one replayed race ended; `regret` is None where nothing was chosen."""
-
-    chosen: Plan | None
-    regret: float | None
-    processes: int
-    seconds: float
-
-
 def replayed(arguments: argparse.Namespace) -> None:
     """Races on a recorded space, beside none and beside each neighbour."""
-    space = _of_the_race(read_space(arguments.replayed), arguments)
+    space = _of_the_race(arguments)
     print(f"recorded on {space.about['machine']}; {len(space.plans)} plans; {arguments.seeds} seeds a row\n")
     print("| slowdown | disturbed requests | within 2% | within 3% | none chosen | processes | seconds | lost to |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -221,43 +212,33 @@ def replayed(arguments: argparse.Namespace) -> None:
             print(_row(slowdown, watched, found), flush=True)
 
 
-def _of_the_race(space: Recorded, arguments: argparse.Namespace) -> Recorded:
+def _of_the_race(arguments: argparse.Namespace) -> Recorded:
     """The recorded plans among those that the real races choose from."""
-    kept = {
-        plan: processes
-        for plan, processes in space.processes.items()
-        if plan.model in arguments.models
-        and plan.engine in arguments.engines
-        and plan.precision in arguments.precisions
-        and str(plan.threads) in arguments.threads
-        and plan.kv_cache
-    }
-    return replace(space, processes=kept)
+
+    def fits(plan: Plan) -> bool:
+        named = plan.model in arguments.models and plan.engine in arguments.engines
+        return named and plan.precision in arguments.precisions and str(plan.threads) in arguments.threads
+
+    space = only(read_space(arguments.replayed), lambda plan: plan.kv_cache and fits(plan))
+    if not space.plans:
+        raise SystemExit(f"{arguments.replayed} holds none of the plans asked for: change --models, --engines, ...")
+    return space
 
 
-_SPACES: dict[Path, Recorded] = {}  # of this process
+_READ: list[Recorded] = []  # of this process
 
 
-def _replayed(task: tuple[argparse.Namespace, float, bool, int]) -> Replayed:
+def _replayed(task: tuple[argparse.Namespace, float, bool, int]) -> Outcome:
     arguments, slowdown, watched, seed = task
-    if arguments.replayed not in _SPACES:
-        _SPACES[arguments.replayed] = _of_the_race(read_space(arguments.replayed), arguments)
-    space = _SPACES[arguments.replayed]
-    case = Case.of(space, parse_sla([arguments.sla]), seed)
-    replay = case.replay()
+    if not _READ:
+        _READ.append(_of_the_race(arguments))
     offset_s = random.Random(seed).uniform(0, arguments.period)
-    replay.neighbour = Neighbour(arguments.period, offset_s, slowdown, watched) if slowdown > 1 else None
-    search = STRATEGIES["racing"](case, FIRST, Limits(seconds=seconds_of(arguments.budget)))
-    told: list[Measurement] = []
-    while (asked := search.ask()) is not None:
-        told.append(replay.measure(asked))
-        search.tell(told[-1])
-    winner = chosen(case, told, search.left_out).winner
-    regret = None if winner is None else case.regret(winner.plan)
-    return Replayed(None if winner is None else winner.plan, regret, len(told), replay.spent_s)
+    neighbour = Neighbour(arguments.period, offset_s, slowdown, watched) if slowdown > 1 else None
+    case = Case.of(_READ[0], parse_sla([arguments.sla]), seed, neighbour)
+    return run(case, "racing", FIRST, Limits(seconds=seconds_of(arguments.budget)))
 
 
-def _row(slowdown: float, watched: bool, found: Sequence[Replayed]) -> str:
+def _row(slowdown: float, watched: bool, found: Sequence[Outcome]) -> str:
     near, tied = (mean(r.regret is not None and r.regret <= within for r in found) for within in (WITHIN, TIED))
     lost = Counter(str(r.chosen) for r in found if r.regret is not None and r.regret > TIED)
     return (

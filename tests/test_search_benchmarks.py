@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,9 +120,8 @@ def test_a_replayed_neighbour_is_marked_and_its_requests_are_taken_again(case: C
     alone = case.replay().measure(Proposal(plan, 1))
     seen = {}
     for watched in (True, False):
-        replay = case.replay()
-        replay.neighbour = Neighbour(1e6, 6e5, 2.0, watched)  # at work all the time
-        seen[watched] = replay.measure(Proposal(plan, 1)).samples
+        beside = replace(case, neighbour=Neighbour(1e6, 6e5, 2.0, watched))  # at work all the time
+        seen[watched] = beside.replay().measure(Proposal(plan, 1)).samples
     assert [s.latency_s for s in seen[False]] == pytest.approx([2 * s.latency_s for s in alone.samples])
     assert not any(s.disturbed for s in seen[False])
     assert all(s.disturbed for s in seen[True])

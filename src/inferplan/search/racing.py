@@ -110,7 +110,7 @@ class Racing:
         self._needed = max([MIN_PROCESSES, *tails])
         self._told: list[Measurement] = list(done)
         self._state: _State | None = None
-        self._judged: dict[tuple[str, Plan, int], Ranked] = {}
+        self._judged: dict[tuple[str, Plan, tuple[int, ...]], Ranked] = {}
         self._steady: dict[tuple[Plan, int], bool] = {}
         self._expected: dict[tuple[int, Plan | None], Mapping[Plan, Prediction]] = {}
 
@@ -179,9 +179,9 @@ class _State:
         """A look, else a process of the heat, else one of the final; None when nothing is left to ask."""
         return None if self._unclear() else self.look() or self.heat() or self.final()
 
-    def _judge(self, stage: str, plan: Plan, of: Sequence[Measurement], count: int | None = None) -> Ranked:
-        """What these of its measurements say of a plan; `count` tells them apart, which only grow in number."""
-        race, key = self._race, (stage, plan, len(of) if count is None else count)
+    def _judge(self, stage: str, plan: Plan, of: Sequence[Measurement]) -> Ranked:
+        """What these of a plan's measurements say of it; the same ones are judged once."""
+        race, key = self._race, (stage, plan, tuple(m.round for m in of))
         if key not in race._judged:
             (found,) = results([plan], of)
             race._judged[key] = judged(found, race._sla, race._prices, race._cores)
@@ -190,8 +190,8 @@ class _State:
     def _heat_of(self, plan: Plan, heats: Sequence[Measurement]) -> Ranked:
         """The fastest process of a plan's heat, an undisturbed one if there is one; the last if that failed."""
         if heats[-1].status != "ok":
-            return self._judge("heat", plan, heats[-1:], len(heats))
-        each = [self._judge("heat", plan, [m], place) for place, m in enumerate(heats, 1)]
+            return self._judge("heat", plan, heats[-1:])
+        each = [self._judge("heat", plan, [m]) for m in heats]
         return min(each, key=lambda r: (not _witness(r), score(r, self._race._objective)))
 
     def _known(self, seen: Ranked) -> Ranked:

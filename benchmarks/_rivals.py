@@ -24,7 +24,7 @@ from inferplan.measurement import Measurement
 from inferplan.plan import Plan
 from inferplan.predict import Prediction
 from inferplan.search import Proposal, Search
-from inferplan.search._chances import no_chance
+from inferplan.search._chances import no_chance, promise
 from inferplan.search.limits import NO_LIMITS, Limits
 from inferplan.search.picking import FIRST, Kind, optuna_pick
 from inferplan.search.racing import Pick, Predict, Racing
@@ -69,23 +69,25 @@ class Case:
         return Replay(self.space, self.seed, self.drawn, spent_s=spent_s, neighbour=self.neighbour)
 
     def in_order(self) -> list[Plan]:
-        """The plans that may meet the SLA by what is predicted before anything is measured, the fastest first."""
-        expected = self.predict([])
-        fit = [
-            plan
-            for plan in self.space.plans
-            if not no_chance(
+        """The plans that may meet the SLA by what is predicted before anything is measured, in a race's order."""
+        expected, cores = self.predict([]), self.space.cores
+
+        def hopeless(plan: Plan) -> str:
+            return no_chance(
                 plan,
                 expected,
                 None,
                 sla=self.sla,
                 objective=LATENCY,
                 prices=PRICES,
-                cores=self.space.cores,
+                cores=cores,
                 memory_bytes=math.inf,
             )
-        ]
-        return sorted(fit, key=lambda plan: expected[plan].latency_s.value if plan in expected else 0.0)
+
+        def promised(plan: Plan) -> float:
+            return promise(plan, expected, None, sla=self.sla, objective=LATENCY, prices=PRICES, cores=cores)
+
+        return sorted((plan for plan in self.space.plans if not hopeless(plan)), key=promised, reverse=True)
 
 
 Make = Callable[[Case, int, Limits], Search]

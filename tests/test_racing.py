@@ -195,6 +195,36 @@ def test_who_picks_is_asked_for_each_look_and_offered_only_plans_that_have_a_cha
     assert {asked.plan for asked in finals(told)} <= {told[0][0].plan, told[1][0].plan}
 
 
+def around(value: float, spread: float) -> Range:
+    return Range(value / spread, value, value * spread)
+
+
+def looked_at(objective: Objective, expected: Mapping[Plan, Prediction], world: World) -> list[Plan]:
+    """The plans of a race in the order in which it looked at them."""
+    told = play(race(list(expected), objective=objective, predict=lambda told: expected), world)
+    return [asked.plan for asked, _ in told if asked.look and asked.round == 1]
+
+
+def test_of_two_plans_that_may_be_better_the_one_that_may_be_much_better_is_looked_at_first() -> None:
+    first, sure, unsure = PLANS[:3]
+    expected = dict(expecting({first: 0.5, sure: 0.98, unsure: 1.0})([]))
+    expected[first] = replace(expected[first], latency_s=around(0.5, 1.01))
+    expected[sure] = replace(expected[sure], latency_s=around(0.98, 1.01))
+    expected[unsure] = replace(expected[unsure], latency_s=around(1.0, 2.0))
+    world = World({first: 1.0, sure: 0.98, unsure: 0.8})
+    assert looked_at(Objective("latency"), expected, world) == [first, unsure]  # which leaves the other no chance
+
+
+def test_a_plan_that_will_hardly_meet_the_sla_is_not_looked_at_first_for_its_memory() -> None:
+    slow, fast, middle = PLANS[:3]
+    memory = {slow: 100 * MIB, fast: 120 * MIB, middle: 110 * MIB}
+    expected = expecting({slow: 1.7, fast: 0.5, middle: 1.5}, spread=1.2, peak_bytes=memory)([])
+    world = World({slow: 1.4, fast: 0.5, middle: 1.6}, memory)
+    assert looked_at(Objective("memory"), expected, world) == [fast, middle, slow]
+    cheap = looked_at(Objective("cost"), expecting({slow: 1.7, fast: 1.6, middle: 1.0}, peak_bytes=memory)([]), world)
+    assert cheap[0] == middle
+
+
 def test_a_wrong_prediction_is_found_out_by_looking() -> None:
     wrong = {**SPEED, PLANS[5]: 1.3, PLANS[2]: 0.8}  # b/t1 is expected to win, and is the slowest
     search = race(predict=expecting(wrong, spread=2.0))

@@ -1,4 +1,4 @@
-"""What a look, or a prediction, leaves a plan: its score so far, and why it has no chance any more.
+"""What a look, or a prediction, leaves a plan: its score so far, what it promises, and why it has no chance any more.
 
 Owns these judgements of one plan, in sentences with numbers. Leaves to `racing` what is done about them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import median
+from statistics import NormalDist, median
 
 from ..cost import Prices
 from ..plan import Plan
@@ -17,6 +17,10 @@ from ..sequential import observed
 from ..sla import SLA, Constraint, Kind, format_quantity
 
 _MEASURED: Mapping[str, tuple[str, Kind]] = {"latency": ("latency", "time"), "memory": ("peak memory", "memory")}
+
+_NORMAL = NormalDist()
+_IN_90 = _NORMAL.inv_cdf(0.95)  # standard deviations from the middle of a `Range` to its ends
+_STEADY = 1e-6  # at the least, of a logarithm: a range without width divides nothing by zero
 
 
 def score(r: Ranked, objective: Objective) -> float:
@@ -72,6 +76,66 @@ def foreseen(expected: Prediction, objective: Objective, prices: Prices, cores: 
     )
 
 
+def promise(
+    plan: Plan,
+    expected: Mapping[Plan, Prediction],
+    best: Ranked | None,
+    *,
+    sla: SLA,
+    objective: Objective,
+    prices: Prices,
+    cores: float,
+) -> float:
+    """How much a look at `plan` promises: which of several plans to look at first. Without a prediction all are alike.
+
+    The expected improvement on the best plan (Jones, Schonlau and Welch, Efficient Global Optimization of Expensive
+    Black-Box Functions, Journal of Global Optimization 13, 1998), times the probability that the SLA is met
+    (Schonlau, Welch and Jones, Global versus Local Search in Constrained Optimization of Computer Models, IMS Lecture
+    Notes 34, 1998); what is predicted is taken to be log-normal. Where there is no best plan yet: that probability
+    over what is expected of the objective.
+
+    Args:
+        best: of the plans that were looked at.
+    """
+    own = expected.get(plan)
+    if own is None:
+        return 0.0
+    mine = foreseen(own, objective, prices, cores)
+    meets = math.prod(_probability(found, c.limit) for c in sla.constraints if (found := _foretold(c, own)) is not None)
+    if best is None:
+        return meets / mine.value
+    return meets * _improvement(mine, _to_beat(expected, best, objective, prices, cores))
+
+
+def _to_beat(
+    expected: Mapping[Plan, Prediction], best: Ranked, objective: Objective, prices: Prices, cores: float
+) -> float:
+    """What is minimised, of the best plan, in the units of `foreseen`: infinite where it is not known."""
+    if objective.metric != "cost":
+        return score(best, objective)
+    ahead = expected.get(best.plan)  # in other units than what is measured: compared as expected
+    return math.inf if ahead is None else foreseen(ahead, objective, prices, cores).value
+
+
+def _improvement(expected: Range, lowest: float) -> float:
+    """By how much, in the mean, a log-normal value lies below `lowest`; where that is infinite, the nearer the more."""
+    if not math.isfinite(lowest):
+        return 1.0 / expected.value
+    sd = _sd(expected)
+    z = math.log(lowest / expected.value) / sd
+    return lowest * _NORMAL.cdf(z) - expected.value * math.exp(sd * sd / 2) * _NORMAL.cdf(z - sd)
+
+
+def _probability(expected: Range, limit: float) -> float:
+    """That a log-normal value is at most `limit`."""
+    return _NORMAL.cdf(math.log(limit / expected.value) / _sd(expected))
+
+
+def _sd(expected: Range) -> float:
+    """Standard deviation of the logarithm of what is expected."""
+    return max(math.log(expected.value / expected.low) / _IN_90, _STEADY)
+
+
 def no_chance(
     plan: Plan,
     expected: Mapping[Plan, Prediction],
@@ -99,21 +163,25 @@ def no_chance(
             return why
     if best is None:
         return ""
-    mine, measured = foreseen(own, objective, prices, cores), score(best, objective)
-    if objective.metric == "cost":  # in other units than what is measured: compared as expected
-        ahead = expected.get(best.plan)
-        measured = math.inf if ahead is None else foreseen(ahead, objective, prices, cores).value
-        if mine.low < measured:
-            return ""
-        return f"not started: predicted to cost {mine.low / measured:.2f}x what {best.plan} does, at the least"
-    if mine.low < measured:
+    mine, lowest = foreseen(own, objective, prices, cores), _to_beat(expected, best, objective, prices, cores)
+    if mine.low < lowest:
         return ""
+    if objective.metric == "cost":
+        return f"not started: predicted to cost {mine.low / lowest:.2f}x what {best.plan} does, at the least"
     name, kind = _MEASURED[objective.metric]
-    return predicted(name, mine, kind, measured, f"{best.plan} was seen to take")
+    return predicted(name, mine, kind, lowest, f"{best.plan} was seen to take")
 
 
 def out_of_reach(constraint: Constraint, expected: Prediction) -> str:
     """Why even the optimistic end of what is expected misses `constraint`; empty where it does not."""
+    found = _foretold(constraint, expected)
+    if found is None or found.low <= constraint.limit:
+        return ""
+    return predicted(constraint.metric.name, found, constraint.metric.kind, constraint.limit, "are allowed")
+
+
+def _foretold(constraint: Constraint, expected: Prediction) -> Range | None:
+    """What is expected of what `constraint` limits from above; None where nothing is, or of a lower quantile."""
     ranges: Mapping[str, Range] = {
         "latency": expected.latency_s,
         "ttft": expected.ttft_s,
@@ -121,10 +189,7 @@ def out_of_reach(constraint: Constraint, expected: Prediction) -> str:
         "peak_rss": expected.peak_bytes,
     }
     metric = constraint.metric
-    found = ranges.get(metric.quantity)
-    if found is None or (metric.q is not None and metric.q < 0.5) or found.low <= constraint.limit:
-        return ""
-    return predicted(metric.name, found, metric.kind, constraint.limit, "are allowed")
+    return None if metric.q is not None and metric.q < 0.5 else ranges.get(metric.quantity)
 
 
 def predicted(what: str, found: Range, kind: Kind, against: float, words: str) -> str:

@@ -21,7 +21,7 @@ from ..sequential import processes_needed, required_share
 from ..sla import SLA
 from ..stats import MIN_PROCESSES, TIE_WITHIN
 from . import Proposal
-from ._chances import foreseen, hopeless, no_chance, score
+from ._chances import foreseen, hopeless, no_chance, promise, score
 from .exhaustive import interleaved
 from .limits import NO_LIMITS, Limits
 
@@ -223,7 +223,7 @@ class _State:
         waiting = [plan for plan in race._plans if plan not in self._seen and not self._no_chance(plan)]
         if not waiting or not self._affordable():
             return None
-        waiting.sort(key=lambda p: (self._hope(p), race._plans[p]))
+        waiting.sort(key=lambda p: (-self._promise(p), race._plans[p]))
         plan = waiting[0] if race._pick is None else race._pick(waiting, self._told)
         if plan is None:
             return None
@@ -254,10 +254,17 @@ class _State:
             bounds.append(CUT_AT * max(alike))
         return min(bounds, default=None)
 
-    def _hope(self, plan: Plan) -> float:
-        """What the objective is expected to be; without a prediction all are alike."""
-        expected, race = self._expected.get(plan), self._race
-        return 0.0 if expected is None else foreseen(expected, race._objective, race._prices, race._cores).value
+    def _promise(self, plan: Plan) -> float:
+        race = self._race
+        return promise(
+            plan,
+            self._expected,
+            self._best,
+            sla=race._sla,
+            objective=race._objective,
+            prices=race._prices,
+            cores=race._cores,
+        )
 
     def _no_chance(self, plan: Plan) -> str:
         """Why a plan that was not started is not worth it: what is expected of it at its best; empty if it is."""

@@ -3,9 +3,9 @@
 `core` keeps a core busy for half of the time, in turns of --period seconds; `memory` streams through memory in such
 turns, on whichever core it is given, and `memory without a pause` all the time. Each race is the command that a user
 would type, in a store of its own; the rates of the machine come from the first, quiet one. It is run as usual, where
-requests that the neighbour disturbed are set aside, and with --no-watch, where each of them counts. Afterwards, on the
-quiet machine, every plan that won beside a neighbour is run against the one that won without, interleaved, and paired
-by round and prompt: the same within the tie rule (3%, or no difference shown) or not.
+requests that the neighbour disturbed are set aside, and with --no-watch, where each of them counts. Afterwards every
+plan that won beside a neighbour is run against the one that won without, interleaved, and paired by round and prompt,
+on the quiet machine and beside that neighbour: the same within the tie rule (3%, or no difference shown) or not.
 
 With --replayed the races run on a recorded space (`record_space.py`) instead, --seeds of them beside each neighbour,
 which is a model there: in the second half of each period every request makes so many times less progress
@@ -32,7 +32,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from _common import header, latencies, make_ready, ratio_of, say, show_ratio
+from _common import Bench, header, latencies, make_ready, ratio_of, say, show_ratio
 from _replay import Neighbour, Recorded, only, read_space
 from _rivals import Case
 from search_efficiency import TIED, WITHIN, Outcome, run
@@ -43,7 +43,7 @@ from inferplan.plan import Plan
 from inferplan.search.limits import Limits
 from inferplan.search.picking import FIRST
 from inferplan.selection import parse_sla
-from inferplan.stats import TIE_WITHIN
+from inferplan.stats import TIE_WITHIN, Ratio
 from inferplan.terms import seconds_of
 
 ENGINES = ("transformers", "llamacpp", "openvino", "ctranslate2", "onnxruntime")
@@ -174,25 +174,32 @@ def _spin() -> None:
 
 
 def against_each_other(races: Sequence[Race], arguments: argparse.Namespace) -> None:
-    """Each winner beside a neighbour against the quiet one, on the machine as it is now."""
+    """Each winner beside a neighbour against the quiet one: on the machine as it is now, and beside that neighbour."""
     quiet = races[0].winner
-    others = list(dict.fromkeys(r.winner for r in races[1:] if r.winner is not None and r.winner != quiet))
+    others = [(r.winner, r.neighbour) for r in races[1:] if r.winner is not None and r.winner != quiet]
     if quiet is None or not others:
         print("\nno other plan was chosen beside a neighbour" if quiet else "\nthe quiet race chose no plan")
         return
-    plans = [quiet, *others]
+    plans = list(dict.fromkeys([quiet, *(plan for plan, _ in others)]))
     bench = make_ready(list(dict.fromkeys(plan.model for plan in plans)), plans, 64)
     print("\n" + header(bench.checkpoints, 64))
-    watch = measure.Watch(cores=machine.detect().cores_granted)
-    taken: dict[Plan, list[Measurement]] = {plan: [] for plan in plans}
-    for round_ in range(1, arguments.rounds + 1):
-        for plan in plans if round_ % 2 else plans[::-1]:
-            taken[plan].append(measure.measure(bench.trial(plan, round_), bench.infos[plan.engine], watch))
-    for plan in others:
-        ratio = ratio_of(latencies(taken[plan]), latencies(taken[quiet]))
+    for plan, neighbour in dict.fromkeys((plan, name) for plan, theirs in others for name in ("none", theirs)):
+        with beside(neighbour, arguments.period):
+            ratio = compared(plan, quiet, bench, arguments.rounds)
         low, high = ratio.low or 0.0, ratio.high or float("inf")
         tie = low <= 1 <= high or abs((ratio.value or 0.0) - 1) <= TIE_WITHIN
-        print(show_ratio(f"latency of {plan} over {quiet}, quiet", ratio) + (": a tie" if tie else ": no tie"))
+        where = "quiet" if neighbour == "none" else f"beside {neighbour}"
+        print(show_ratio(f"latency of {plan} over {quiet}, {where}", ratio) + (": a tie" if tie else ": no tie"))
+
+
+def compared(plan: Plan, other: Plan, bench: Bench, rounds: int) -> Ratio:
+    """How `plan` compares with `other`, a process of each in every round, in turns; every request counts."""
+    watch = measure.Watch(cores=machine.detect().cores_granted)
+    taken: dict[Plan, list[Measurement]] = {plan: [], other: []}
+    for round_ in range(1, rounds + 1):
+        for one in (plan, other) if round_ % 2 else (other, plan):
+            taken[one].append(measure.measure(bench.trial(one, round_), bench.infos[one.engine], watch))
+    return ratio_of(latencies(taken[plan]), latencies(taken[other]))
 
 
 # --- on a recorded space ------------------------------------------------------

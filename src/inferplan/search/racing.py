@@ -55,11 +55,11 @@ _PATIENCE = 2.2
 
 
 class Racing:
-    """Looks in the order of the prediction, a heat of the best, and a final in fresh processes.
+    """Looks in the order of what the prediction promises, a heat of the best, and a final in fresh processes.
 
-    1. A look is one process of a plan with a few requests, each ended when it can no longer win. Plans are looked at
-       in the order in which they are expected to win, or that `pick` likes better, while the expectation, made anew
-       after every look, leaves one a chance at its optimistic end. Without a prediction every plan is looked at.
+    1. A look is one process of a plan with a few requests, each ended when it can no longer win. Next is the plan from
+       which the largest improvement is expected (`promise`), or that `pick` likes better, while the expectation, made
+       anew after every look, leaves one a chance at its optimistic end. Without a prediction every plan is looked at.
     2. The heat sends every request to the plans that came within `HEAT_WITHIN` of the best, and to the one that the
        other looks let expect there, though its own look did not show it: a process may be slow as a whole. Once two
        undisturbed processes of one plan have contradicted each other (`NOISY`), then or later, up to `DOUBTED` such

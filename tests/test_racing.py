@@ -215,6 +215,12 @@ def test_of_two_plans_that_may_be_better_the_one_that_may_be_much_better_is_look
     assert looked_at(Objective("latency"), expected, world) == [first, unsure]  # which leaves the other no chance
 
 
+def test_a_plan_of_which_nothing_is_predicted_is_looked_at_after_the_others_that_have_a_chance() -> None:
+    expected = expecting({PLANS[1]: 1.1, PLANS[2]: 1.0})([])
+    told = play(race(PLANS[:3], predict=lambda told: expected), World({PLANS[0]: 1.0, PLANS[1]: 1.05, PLANS[2]: 1.02}))
+    assert [asked.plan for asked, _ in told if asked.look and asked.round == 1] == [PLANS[2], PLANS[1], PLANS[0]]
+
+
 def test_a_plan_that_will_hardly_meet_the_sla_is_not_looked_at_first_for_its_memory() -> None:
     slow, fast, middle = PLANS[:3]
     memory = {slow: 100 * MIB, fast: 120 * MIB, middle: 110 * MIB}

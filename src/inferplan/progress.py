@@ -113,7 +113,7 @@ class Progress:
         if not self._walls:
             return ""
         seconds = self._remaining * sum(self._walls) / len(self._walls)
-        return f"about {duration(seconds)} left" if self._remaining else "last one"
+        return f"about {duration(seconds)} left" if self._remaining else "almost done"
 
     def _line(self, measurement: Measurement, study: Study) -> str:
         done = len(study.measurements)

@@ -86,13 +86,14 @@ def promise(
     prices: Prices,
     cores: float,
 ) -> float:
-    """How much a look at `plan` promises: which of several plans to look at first. Without a prediction all are alike.
+    """How much a look at `plan` promises: which of several plans to look at first.
 
     The expected improvement on the best plan (Jones, Schonlau and Welch, Efficient Global Optimization of Expensive
     Black-Box Functions, Journal of Global Optimization 13, 1998), times the probability that the SLA is met
     (Schonlau, Welch and Jones, Global versus Local Search in Constrained Optimization of Computer Models, IMS Lecture
     Notes 34, 1998); what is predicted is taken to be log-normal. Where there is no best plan yet: that probability
-    over what is expected of the objective.
+    over what is expected of the objective. 0 where nothing is predicted: such a plan comes last, when requests to it
+    can be ended by what a better one takes.
 
     Args:
         best: of the plans that were looked at.

@@ -13,10 +13,10 @@ from dataclasses import replace
 from inferplan.cost import Prices
 from inferplan.measurement import Measurement
 from inferplan.plan import Plan
-from inferplan.ranking import Objective, Ranked, judged, least
+from inferplan.ranking import Objective, Ranked, least
 from inferplan.result import results
 from inferplan.search import Proposal
-from inferplan.search._chances import hopeless, score
+from inferplan.search.goal import Goal
 from inferplan.search.racing import CUT_AT, FINALISTS, Predict, Racing
 from inferplan.sla import SLA
 
@@ -113,6 +113,7 @@ class Halving:
 
 def alive(told: Sequence[Measurement], sla: SLA) -> list[Ranked]:
     """The plans that may still be chosen by what these measurements say, the fastest first."""
-    found = [judged(r, sla, Prices(), math.inf) for r in results(dict.fromkeys(m.plan for m in told), told)]
-    fit = [r for r in found if r.eligible and not hopeless(r, sla)]
-    return sorted(fit, key=lambda r: (score(r, Objective("latency")), least(r.peak_bytes), r.plan.id))
+    goal = Goal(sla, Objective("latency"), Prices(), math.inf)
+    found = [goal.judge(r) for r in results(dict.fromkeys(m.plan for m in told), told)]
+    fit = [r for r in found if r.eligible and not goal.hopeless(r)]
+    return sorted(fit, key=lambda r: (goal.score(r), least(r.peak_bytes), r.plan.id))

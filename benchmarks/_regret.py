@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from inferplan.cost import Prices
 from inferplan.measurement import Measurement
 from inferplan.plan import Plan
-from inferplan.ranking import Objective, judged
+from inferplan.ranking import Objective
 from inferplan.result import results
-from inferplan.search._chances import hopeless, score
+from inferplan.search.goal import Goal
 from inferplan.sla import SLA
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Incumbent:
     """
 
     def __init__(self, sla: SLA, cores: float) -> None:
-        self._sla, self._cores = sla, cores
+        self._goal = Goal(sla, Objective("latency"), Prices(), cores)
         self._found: dict[tuple[int, int], dict[Plan, list[Measurement]]] = {}
         self._scores: dict[tuple[int, int], dict[Plan, float]] = {}
 
@@ -70,8 +70,8 @@ class Incumbent:
     def _score(self, told: Sequence[Measurement]) -> float:
         """The latency that these processes show together; infinite where they leave their plan no chance."""
         (result,) = results([told[0].plan], told)
-        r = judged(result, self._sla, Prices(), self._cores)
-        return score(r, Objective("latency")) if r.eligible and not hopeless(r, self._sla) else math.inf
+        r = self._goal.judge(result)
+        return self._goal.score(r) if r.eligible and not self._goal.hopeless(r) else math.inf
 
 
 def regret_at(steps: Steps, seconds: float) -> float | None:

@@ -11,7 +11,6 @@ same ways of picking inside a race (`EXPECTING`, `UNPREDICTED`): those are given
 from __future__ import annotations
 
 import hashlib
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from inferplan.measurement import Measurement
 from inferplan.plan import Plan
 from inferplan.predict import Prediction
 from inferplan.search import Proposal, Search
-from inferplan.search._chances import no_chance, promise
+from inferplan.search.goal import Goal
 from inferplan.search.limits import NO_LIMITS, Limits
 from inferplan.search.picking import FIRST, Kind, optuna_pick
 from inferplan.search.racing import Pick, Predict, Racing
@@ -70,24 +69,9 @@ class Case:
 
     def in_order(self) -> list[Plan]:
         """The plans that may meet the SLA by what is predicted before anything is measured, in a race's order."""
-        expected, cores = self.predict([]), self.space.cores
-
-        def hopeless(plan: Plan) -> str:
-            return no_chance(
-                plan,
-                expected,
-                None,
-                sla=self.sla,
-                objective=LATENCY,
-                prices=PRICES,
-                cores=cores,
-                memory_bytes=math.inf,
-            )
-
-        def promised(plan: Plan) -> float:
-            return promise(plan, expected, None, sla=self.sla, objective=LATENCY, prices=PRICES, cores=cores)
-
-        return sorted((plan for plan in self.space.plans if not hopeless(plan)), key=promised, reverse=True)
+        expected, goal = self.predict([]), Goal(self.sla, LATENCY, PRICES, self.space.cores)
+        fit = [plan for plan in self.space.plans if not goal.no_chance(plan, expected, None)]
+        return sorted(fit, key=lambda plan: goal.promise(plan, expected, None), reverse=True)
 
 
 Make = Callable[[Case, int, Limits], Search]

@@ -11,17 +11,17 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..cost import Prices
 from ..errors import InputError
 from ..measurement import Measurement
 from ..plan import Plan, option_text
-from ..ranking import Objective, Ranked, judged, least
+from ..ranking import Objective, Ranked, least
 from ..result import results
 from ..sla import SLA
-from ._chances import hopeless, score
+from .goal import Goal
 from .racing import Pick
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def optuna_pick(
         raise InputError(
             f"the strategy {kind} needs Optuna, which cannot be imported ({error}): pip install inferplan[optuna]"
         ) from None
-    return _Suggested(kind, _Axes(plans), _Figures(kind, sla, objective, prices, cores), str(seed), first)
+    return _Suggested(kind, _Axes(plans), _Figures(kind, Goal(sla, objective, prices, cores)), str(seed), first)
 
 
 def _looks(told: Sequence[Measurement]) -> list[Measurement]:
@@ -142,10 +142,7 @@ class _Figures:
     """What a look says to Optuna."""
 
     kind: Kind
-    sla: SLA
-    objective: Objective
-    prices: Prices
-    cores: float
+    goal: Goal
 
     @property
     def count(self) -> int:
@@ -155,25 +152,25 @@ class _Figures:
     def known(self, look: Measurement, worst: Sequence[float]) -> _Known:
         """What one look showed; a figure that it lacks is `worst`, for Optuna takes no gaps."""
         (found,) = results([look.plan], [look])
-        r = judged(found, self.sla, self.prices, self.cores)
+        r = self.goal.judge(found)
         values = self._values(r) if r.eligible else (math.inf,) * self.count
         limits = {f"limit {place}": self._beyond(r, place) for place in range(len(r.judgements))}
         failed = 0.0 if r.eligible else 1.0
-        if r.eligible and hopeless(r, self.sla) and max(limits.values()) <= 0:
+        if r.eligible and self.goal.hopeless(r) and max(limits.values()) <= 0:
             failed = 1.0  # beyond a limit by an unknown part: every request was cut short
         filled = tuple(v if math.isfinite(v) else w for v, w in zip(values, worst, strict=True))
         return _Known(filled, {**limits, "failed": failed})
 
     def infeasible(self, worst: Sequence[float]) -> _Known:
         """Of a suggestion that is no plan, or one without a chance."""
-        limits = {f"limit {place}": 0.0 for place in range(len(self.sla.constraints))}
+        limits = {f"limit {place}": 0.0 for place in range(len(self.goal.sla.constraints))}
         return _Known(tuple(worst), {**limits, "failed": 1.0})
 
     def _values(self, r: Ranked) -> tuple[float, ...]:
         if self.kind == "tpe":
-            return (score(r, self.objective),)
-        second = r.usd_per_mtok if self.objective.metric == "cost" else r.peak_bytes
-        return score(r, Objective("latency")), least(second)
+            return (self.goal.score(r),)
+        second = r.usd_per_mtok if self.goal.objective.metric == "cost" else r.peak_bytes
+        return replace(self.goal, objective=Objective("latency")).score(r), least(second)
 
     def _beyond(self, r: Ranked, place: int) -> float:
         margin = r.judgements[place].margin

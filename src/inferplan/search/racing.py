@@ -15,14 +15,14 @@ from ..cost import Prices
 from ..measurement import Measurement
 from ..plan import Plan
 from ..predict import Prediction
-from ..ranking import Objective, Ranked, judged, least, order, sure
+from ..ranking import Objective, Ranked, least, order, sure
 from ..result import results
 from ..sequential import processes_needed, required_share
 from ..sla import SLA
 from ..stats import MIN_PROCESSES, TIE_WITHIN
 from . import Proposal
-from ._chances import foreseen, hopeless, no_chance, promise, score
 from .exhaustive import interleaved
+from .goal import Goal
 from .limits import NO_LIMITS, Limits
 
 Predict = Callable[[Sequence[Measurement]], Mapping[Plan, Prediction]]
@@ -102,9 +102,9 @@ class Racing:
         done: Sequence[Measurement] = (),
     ) -> None:
         self._plans = {plan: place for place, plan in enumerate(interleaved(plans))}
-        self._sla, self._objective, self._prices, self._cores = sla, objective, prices, cores
+        self._goal = Goal(sla, objective, prices, cores, memory_bytes)
         self._prompts, self._look_at, self._predict, self._pick = prompts, look_at, predict, pick
-        self._memory_bytes, self._limits = memory_bytes, limits
+        self._limits = limits
         # Fresh processes that a verdict on the leader takes at the least: a tail needs more than a median.
         tails = (processes_needed(required_share(c)) for c in sla.constraints if c.metric.q is not None)
         self._needed = max([MIN_PROCESSES, *tails])
@@ -158,7 +158,7 @@ class _State:
     """
 
     def __init__(self, race: Racing, told: Sequence[Measurement]) -> None:
-        self._race, self._told = race, told
+        self._race, self._told, self._goal = race, told, race._goal
         self._looks = [m for m in told if m.look and m.round == 1]
         self._heats = _by_plan(m for m in told if m.look and m.round > 1)
         self._expected = race._foreseen(self._looks)
@@ -167,10 +167,10 @@ class _State:
         finals = _by_plan(m for m in told if not m.look)
         self._finals = {plan: self._judge("final", plan, of) for plan, of in finals.items()}
         contradicted = not all(self._is_steady(plan, of) for plan, of in _by_plan(told).items())
-        self._noisy = contradicted and race._objective.metric != "memory"  # which is not a matter of luck
+        self._noisy = contradicted and self._goal.objective.metric != "memory"  # which is not a matter of luck
         self._enough = MIN_PROCESSES * (_NOISY_MORE if self._noisy else 1)  # processes of a finalist
         self._spent = {plan for plan, r in self._finals.items() if self._is_spent(r)}
-        fit = [r for r in map(self._known, self._seen.values()) if r.eligible and not hopeless(r, race._sla)]
+        fit = [r for r in map(self._known, self._seen.values()) if r.eligible and not self._goal.hopeless(r)]
         fit = sorted((r for r in fit if r.plan not in self._spent), key=self._key)
         self._alive = [r for r in fit if r.plan not in self._heated or self._stands(self._heated[r.plan])]
         self._best = self._alive[0] if self._alive else None
@@ -184,7 +184,7 @@ class _State:
         race, key = self._race, (stage, plan, tuple(m.round for m in of))
         if key not in race._judged:
             (found,) = results([plan], of)
-            race._judged[key] = judged(found, race._sla, race._prices, race._cores)
+            race._judged[key] = self._goal.judge(found)
         return race._judged[key]
 
     def _heat_of(self, plan: Plan, heats: Sequence[Measurement]) -> Ranked:
@@ -192,16 +192,12 @@ class _State:
         if heats[-1].status != "ok":
             return self._judge("heat", plan, heats[-1:])
         each = [self._judge("heat", plan, [m]) for m in heats]
-        return min(each, key=lambda r: (not _witness(r), score(r, self._race._objective)))
+        return min(each, key=lambda r: (not _witness(r), self._goal.score(r)))
 
     def _known(self, seen: Ranked) -> Ranked:
         """What is known of a plan: its look, unless a whole heat was needed, or as much of the final contradicts it."""
-        objective, final = self._race._objective, self._finals.get(seen.plan)
-        if (
-            final is not None
-            and final.result.processes >= HEATS
-            and score(final, objective) > NOISY * score(seen, objective)
-        ):
+        final, score = self._finals.get(seen.plan), self._goal.score
+        if final is not None and final.result.processes >= HEATS and score(final) > NOISY * score(seen):
             return final
         return self._heated[seen.plan] if len(self._heats.get(seen.plan, ())) >= HEATS else seen
 
@@ -213,7 +209,7 @@ class _State:
         return steady[key]
 
     def _key(self, r: Ranked) -> tuple[float, float, str]:
-        return (score(r, self._race._objective), least(r.peak_bytes), r.plan.id)
+        return (self._goal.score(r), least(r.peak_bytes), r.plan.id)
 
     # Looks
 
@@ -223,7 +219,7 @@ class _State:
         waiting = [plan for plan in race._plans if plan not in self._seen and not self._no_chance(plan)]
         if not waiting or not self._affordable():
             return None
-        waiting.sort(key=lambda p: (-self._promise(p), race._plans[p]))
+        waiting.sort(key=lambda p: (-self._goal.promise(p, self._expected, self._best), race._plans[p]))
         plan = waiting[0] if race._pick is None else race._pick(waiting, self._told)
         if plan is None:
             return None
@@ -245,40 +241,18 @@ class _State:
 
     def _cut_after_s(self) -> float | None:
         """When a request has shown that its plan can neither meet the SLA nor come near the best."""
-        race = self._race
-        limits = [c.limit for c in race._sla.constraints if c.metric.quantity == "latency" and (c.metric.q or 0) >= 0.5]
+        bounded = (c for c in self._goal.sla.constraints if c.metric.quantity == "latency" and (c.metric.q or 0) >= 0.5)
+        limits = [c.limit for c in bounded]
         bounds = [max(limits)] if limits else []
-        if race._objective.metric == "latency" and self._best is not None:
+        if self._goal.objective.metric == "latency" and self._best is not None:
             seen = [s for m in self._best.result.measurements for s in m.samples]
-            alike = [s.latency_s for s in seen if s.index in race._look_at] or [s.latency_s for s in seen]
+            alike = [s.latency_s for s in seen if s.index in self._race._look_at] or [s.latency_s for s in seen]
             bounds.append(CUT_AT * max(alike))
         return min(bounds, default=None)
 
-    def _promise(self, plan: Plan) -> float:
-        race = self._race
-        return promise(
-            plan,
-            self._expected,
-            self._best,
-            sla=race._sla,
-            objective=race._objective,
-            prices=race._prices,
-            cores=race._cores,
-        )
-
     def _no_chance(self, plan: Plan) -> str:
         """Why a plan that was not started is not worth it: what is expected of it at its best; empty if it is."""
-        race = self._race
-        return no_chance(
-            plan,
-            self._expected,
-            self._best,
-            sla=race._sla,
-            objective=race._objective,
-            prices=race._prices,
-            cores=race._cores,
-            memory_bytes=race._memory_bytes,
-        )
+        return self._goal.no_chance(plan, self._expected, self._best)
 
     # The heat
 
@@ -304,18 +278,18 @@ class _State:
         """Whether the heat has no more to ask about `plan`."""
         if plan not in self._heated:
             return False
-        heated, objective = self._heated[plan], self._race._objective
+        heated, score = self._heated[plan], self._goal.score
         if not heated.eligible or len(self._heats[plan]) >= HEATS:
             return True
-        lowest = min(score(r, objective) for r in self._heated.values() if r.eligible)
-        return _witness(heated) and not (self._noisy and score(heated, objective) > FINAL_WITHIN * lowest)
+        lowest = min(score(r) for r in self._heated.values() if r.eligible)
+        return _witness(heated) and not (self._noisy and score(heated) > FINAL_WITHIN * lowest)
 
     def _near(self) -> list[Ranked]:
         """The plans whose look came near the best, which is the first."""
         if self._best is None:
             return []
-        lowest = score(self._best, self._race._objective)
-        return [r for r in self._alive if score(r, self._race._objective) <= HEAT_WITHIN * lowest][:HEAT_MOST]
+        lowest = self._goal.score(self._best)
+        return [r for r in self._alive if self._goal.score(r) <= HEAT_WITHIN * lowest][:HEAT_MOST]
 
     def _doubtful(self, near: Sequence[Ranked]) -> list[Ranked]:
         """The plans that by the other looks might be among those, the most promising first.
@@ -323,8 +297,7 @@ class _State:
         A look was one process, and processes of a plan were recorded that took twice as long as the next. How far
         off it was does not count: it was ended when it could no longer win. Memory is not a matter of luck.
         """
-        race = self._race
-        if not near or race._objective.metric == "memory":
+        if not near or self._goal.objective.metric == "memory":
             return []
         found: list[tuple[float, str, Ranked]] = []
         for r in self._seen.values():
@@ -339,16 +312,13 @@ class _State:
 
     def _without_its_look(self, r: Ranked, best: Ranked) -> float:
         """How many times what the best takes a plan is expected to, by the looks at the others."""
-        race = self._race
-        expected = race._foreseen(self._looks, without=r.plan)
+        expected = self._race._foreseen(self._looks, without=r.plan)
         if r.plan not in expected or best.plan not in expected:
             if not self._noisy:
                 return math.inf
-            return score(r, race._objective) / score(best, race._objective)
-        own, least_ = (
-            foreseen(expected[plan], race._objective, race._prices, race._cores).value for plan in (r.plan, best.plan)
-        )
-        return own / least_
+            return self._goal.score(r) / self._goal.score(best)
+        own, lowest = (self._goal.foreseen(expected[plan]).value for plan in (r.plan, best.plan))
+        return own / lowest
 
     def _by_merit(self) -> list[Ranked]:
         """All that may still be tried in a final, the best first: by the heat, then by the looks."""
@@ -357,7 +327,7 @@ class _State:
 
     def _stands(self, heated: Ranked) -> bool:
         """Whether a plan's heat leaves it a chance."""
-        return heated.eligible and not hopeless(heated, self._race._sla)
+        return heated.eligible and not self._goal.hopeless(heated)
 
     # The final
 
@@ -369,9 +339,9 @@ class _State:
 
     def _batch(self) -> list[Plan]:
         """The finalists: those near the best of the heat, as many as can be confirmed, and those that have begun."""
-        merit, objective = self._by_merit(), self._race._objective
+        merit, score = self._by_merit(), self._goal.score
         alike = [r for r in merit if r.plan in self._heated] or merit
-        near = [r.plan for r in alike if score(r, objective) <= FINAL_WITHIN * score(alike[0], objective)][:FINALISTS]
+        near = [r.plan for r in alike if score(r) <= FINAL_WITHIN * score(alike[0])][:FINALISTS]
         begun = [plan for plan in self._finals if plan not in self._spent]
         return list(dict.fromkeys([*near[: self._room(near)], *begun]))
 
@@ -401,11 +371,11 @@ class _State:
         """The best of the finalists, as far as they ran."""
         able = [self._finals[plan] for plan in batch if plan in self._finals and plan not in self._spent]
         able = [r for r in able if not self._slower(r, batch)]
-        return min(able, key=lambda r: order(r, self._race._objective)).plan if able else None
+        return min(able, key=lambda r: order(r, self._goal.objective)).plan if able else None
 
     def _slower(self, found: Ranked, batch: Sequence[Plan]) -> bool:
         """Whether another finalist was faster in every round that both have clean requests of, and these are enough."""
-        if self._race._objective.metric != "latency":
+        if self._goal.objective.metric != "latency":
             return False
         others = [self._finals[plan] for plan in batch if plan in self._finals and plan != found.plan]
         by_round = [_by_round(found, r) for r in others if r.plan not in self._spent and r.verdict == "meets"]
@@ -479,7 +449,7 @@ class _State:
     def _beaten(self, plan: Plan) -> str:
         """Why a plan that was looked at is out; empty while it may still be tried."""
         seen = self._seen[plan]
-        if plan not in self._heated and (why := hopeless(seen, self._race._sla)):
+        if plan not in self._heated and (why := self._goal.hopeless(seen)):
             return f"ruled out by a look: {why}"
         if self._best is None or not self._finals:
             return ""
@@ -488,14 +458,14 @@ class _State:
             r = self._heated[plan]
             stand = (h for h in self._heated.values() if h.eligible and h.plan not in self._spent)
             best = min(stand, key=self._key, default=best)
-        mine, lowest = score(r, self._race._objective), score(best, self._race._objective)
+        mine, lowest = self._goal.score(r), self._goal.score(best)
         if r.plan == best.plan or not 0 < lowest < math.inf:
             return ""
         requests = sum(len(m.samples) for m in r.result.measurements)
         least_ = "at least " if r.result.cut_count else ""
         return (
             f"ruled out by a look at {requests} requests: {least_}{mine / lowest:.2f}x the "
-            f"{self._race._objective.metric} of {best.plan}"
+            f"{self._goal.objective.metric} of {best.plan}"
         )
 
 

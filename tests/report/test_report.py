@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import fake_studies
 from fake_studies import STUDIES
 from inferplan.errors import UnknownNameError
 from inferplan.report import (
@@ -125,6 +126,22 @@ def test_a_race_is_told_by_what_was_started_with_the_rest_counted_and_explained_
     assert "no other plan meets" not in text
     for format in ("md", "html", "csv"):
         assert render(report, format).count("not started: predicted") >= 6
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (1, "no other plan that was measured meets the SLA; 3 plans were not started"),
+        (3, "no other plan that was measured meets the SLA; 1 plan was not started"),
+        (4, "no other plan meets the SLA"),
+    ],
+)
+def test_that_no_other_plan_meets_the_sla_is_said_of_those_that_were_measured(measured: int, said: str) -> None:
+    empty = fake_studies.study(threads=(1,))
+    first = empty.plans[0]
+    runs = [m for plan in empty.plans[:measured] for m in fake_studies.runs(plan, 1.0 if plan == first else 9.0)]
+    text = render(report_of(replace(empty, measurements=tuple(runs))), "table")
+    assert re.search(rf"runner-up +{said}\n", text)
 
 
 def test_where_every_plan_was_ruled_out_unstarted_it_says_so_and_how_to_measure_them() -> None:

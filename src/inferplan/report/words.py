@@ -300,9 +300,13 @@ def _chosen(report: Report) -> tuple[Fact, ...]:
 def _nearest_looked_at(report: Report) -> str:
     """Where no other plan is shown to meet the SLA: the best of those that a race looked at, or that there is none."""
     near = next((row for row in report.rows if row.status == "ruled out" and row.p50.value is not None), None)
-    if near is None:
+    if near is not None:
+        return f"none was confirmed; the nearest that was looked at is {near.plan}: {near.reason}"
+    unstarted = sum(not row.processes and row.status in ("waiting", "ruled out") for row in report.rows)
+    if not unstarted:
         return "no other plan meets the SLA"
-    return f"none was confirmed; the nearest that was looked at is {near.plan}: {near.reason}"
+    what = "1 plan was" if unstarted == 1 else f"{unstarted} plans were"
+    return f"no other plan that was measured meets the SLA; {what} not started"
 
 
 def figures(row: Row) -> str:

@@ -5,7 +5,7 @@ turns, on whichever core it is given, and `memory without a pause` all the time.
 would type, in a store of its own; the rates of the machine come from the first, quiet one. It is run as usual, where
 requests that the neighbour disturbed are set aside, and with --no-watch, where each of them counts. Afterwards every
 plan that won beside a neighbour is run against the one that won without, interleaved, and paired by round and prompt,
-on the quiet machine and beside that neighbour: the same within the tie rule (3%, or no difference shown) or not.
+on the quiet machine and beside that neighbour: faster, slower, a tie (the whole interval within 3%) or undecided.
 
 With --replayed the races run on a recorded space (`record_space.py`) instead, --seeds of them beside each neighbour,
 which is a model there: in the second half of each period every request makes so many times less progress
@@ -43,7 +43,7 @@ from inferplan.plan import Plan
 from inferplan.search.limits import Limits
 from inferplan.search.picking import FIRST
 from inferplan.selection import parse_sla
-from inferplan.stats import TIE_WITHIN, Ratio
+from inferplan.stats import Ratio
 from inferplan.terms import seconds_of
 
 ENGINES = ("transformers", "llamacpp", "openvino", "ctranslate2", "onnxruntime")
@@ -186,10 +186,8 @@ def against_each_other(races: Sequence[Race], arguments: argparse.Namespace) -> 
     for plan, neighbour in dict.fromkeys((plan, name) for plan, theirs in others for name in ("none", theirs)):
         with beside(neighbour, arguments.period):
             ratio = compared(plan, quiet, bench, arguments.rounds)
-        low, high = ratio.low or 0.0, ratio.high or float("inf")
-        tie = low <= 1 <= high or abs((ratio.value or 0.0) - 1) <= TIE_WITHIN
         where = "quiet" if neighbour == "none" else f"beside {neighbour}"
-        print(show_ratio(f"latency of {plan} over {quiet}, {where}", ratio) + (": a tie" if tie else ": no tie"))
+        print(f"{show_ratio(f'latency of {plan} over {quiet}, {where}', ratio)}: {ratio.relation()}")
 
 
 def compared(plan: Plan, other: Plan, bench: Bench, rounds: int) -> Ratio:

@@ -121,10 +121,13 @@ def _process(row: Mapping[str, Any]) -> Process:
 
 
 def resized(space: Recorded, size: int, draw: random.Random) -> Recorded:
-    """`size` plans of the space; more than it has are copies under an option of their own, 0.7 to 1.3 times as slow."""
+    """`size` plans of the space; more than it has are copies under an option of their own, 0.7 to 1.3 times as slow.
+
+    In an order that is drawn too: plans that are predicted alike are taken in the order of the space.
+    """
     plans = list(space.plans)
     if size <= len(plans):
-        return only(space, set(draw.sample(plans, size)).__contains__)
+        return replace(space, processes={plan: space.processes[plan] for plan in draw.sample(plans, size)})
     processes, converted = dict(space.processes), dict(space.converted_s)
     while len(processes) < size:
         # An option with a value for each time round: a value for each copy would tell samplers nothing but its name.
@@ -133,7 +136,8 @@ def resized(space: Recorded, size: int, draw: random.Random) -> Recorded:
             copied, factor = replace(of, options=(*of.options, option)), draw.uniform(0.7, 1.3)
             processes[copied] = [_scaled(process, factor) for process in space.processes[of]]
             converted[copied] = space.converted_s[of]
-    return replace(space, processes=processes, converted_s=converted)
+    ordered = draw.sample(list(processes), size)
+    return replace(space, processes={plan: processes[plan] for plan in ordered}, converted_s=converted)
 
 
 def only(space: Recorded, fits: Callable[[Plan], bool]) -> Recorded:

@@ -42,6 +42,19 @@ def case(space: Recorded) -> Case:
     return Case.of(resized(space, 40, random.Random(1)), LIMIT, 1)
 
 
+@pytest.mark.parametrize("size", [40, 216, 250])
+def test_the_order_of_a_space_is_drawn_with_its_plans(space: Recorded, size: int) -> None:
+    first, again, other = (resized(space, size, random.Random(seed)) for seed in (1, 1, 2))
+    assert first.plans == again.plans
+    assert len(set(first.plans)) == size
+    places = [place for place, plan in enumerate(space.plans) if plan in first.processes]
+    drawn = [space.plans.index(plan) for plan in first.plans if plan in space.processes]
+    assert sorted(drawn) == places
+    assert drawn != places
+    assert first.plans != other.plans
+    assert all(first.processes[plan] == space.processes[plan] for plan in first.plans if plan in space.processes)
+
+
 def test_every_strategy_ends_with_a_plan_that_meets_the_sla(case: Case) -> None:
     for name in STRATEGIES:
         found = run(case, name, 5)

@@ -398,6 +398,34 @@ def test_a_tail_takes_more_processes_of_the_leader_alone() -> None:
     assert sorted(count.values())[:-1] == [MIN_PROCESSES]
 
 
+def test_what_is_left_of_a_race_counts_the_processes_that_a_tail_takes() -> None:
+    needed = processes_needed(0.95)
+    search, world = race(sla=parse_sla(["p95<=1500ms"]), predict=expecting(SPEED)), World()
+    assert search.remaining == len(PLANS) - 1 + needed  # one is predicted to miss
+    left = []
+    while (asked := search.ask()) is not None:
+        search.tell(world.run(asked))
+        left.append(search.remaining)
+    assert left[-needed - 1 :] == [*range(needed, -1, -1)]
+    assert min(left[:-needed]) == needed
+
+
+def test_a_budget_keeps_time_for_the_processes_that_a_tail_takes_if_there_is_enough() -> None:
+    many, sla, needed = [plan(f"m{i}") for i in range(60)], parse_sla(["p95<=2s"]), processes_needed(0.95)
+    world = World({p: 1.0 + 0.01 * i for i, p in enumerate(many)})
+    for processes, wanted in ((needed + 15, needed), (needed - 10, MIN_PROCESSES)):
+        search = race(many, sla, limits=Limits(processes=processes))
+        told = play(search, world)
+        assert len(told) <= processes
+        count = Counter(asked.plan for asked in finals(told))
+        assert max(count.values()) >= wanted
+        assert len({asked.plan for asked, _ in told}) > 3
+    search = race(many, sla, limits=Limits(processes=needed + 15))
+    winner = choose(results(many, [m for _, m in play(search, world)]), sla, Objective("latency"), Prices(), 2).winner
+    assert winner is not None
+    assert all(j.in_general is not None and j.in_general.verdict == "meets" for j in winner.judgements)
+
+
 def test_the_lowest_memory_wins_when_memory_is_minimised() -> None:
     peaks = {p: (index + 2) * 100 * MIB for index, p in enumerate(PLANS)}
     search = race(objective=Objective("memory"), predict=expecting(SPEED, peak_bytes=peaks))

@@ -229,9 +229,19 @@ class _State:
         """Whether another look leaves time for the heat, and to confirm the best plan so far."""
         if self._best is None:
             return True
-        each, then = self._seconds(self._best.plan), len(self._to_heat(self._near())) + MIN_PROCESSES
+        each = self._seconds(self._best.plan)
+        then = len(self._to_heat(self._near())) + self._kept_for(each)
         usual = median([m.wall_s for m in self._told])
         return self._race._limits.allow(self._told, 1 + then, usual + then * each)
+
+    def _kept_for(self, each: float) -> int:
+        """How many processes, of `each` so many seconds, a final is kept time for: the fewest if not for all."""
+        needed = self._race._needed
+        return needed if self._race._limits.allow(self._before_final(), needed, needed * each) else MIN_PROCESSES
+
+    def _before_final(self) -> list[Measurement]:
+        """What was measured apart from a final that is still open."""
+        return [m for m in self._told if m.look or m.plan in self._spent]
 
     def _seconds(self, plan: Plan) -> float:
         """About what a process of `plan` with every request takes, from its look or its heat."""
@@ -260,8 +270,9 @@ class _State:
         """The next of the plans that came near the best, or might have; none where there is only one."""
         near = self._near()
         for plan in self._to_heat(near + self._doubtful(near)):
-            then = 1 + MIN_PROCESSES
-            if self._race._limits.allow(self._told, then, then * self._seconds(plan)):
+            each = self._seconds(plan)
+            then = 1 + self._kept_for(each)
+            if self._race._limits.allow(self._told, then, then * each):
                 cut_after_s = None if any(r.plan == plan for r in near) else self._cut_after_s()
                 last = max((m.round for m in self._heats.get(plan, ())), default=1)
                 return Proposal(plan, last + 1, None, cut_after_s, look=True)
@@ -347,11 +358,11 @@ class _State:
 
     def _room(self, plans: Sequence[Plan]) -> int:
         """How many of `plans` the limits leave time to confirm, at least one."""
-        before = [m for m in self._told if m.look or m.plan in self._spent]
-        seconds, count = 0.0, 0
+        before, seconds, processes, count = self._before_final(), 0.0, 0, 0
         for plan in plans:
-            seconds += MIN_PROCESSES * self._seconds(plan)
-            if count and not self._race._limits.allow(before, (count + 1) * MIN_PROCESSES, seconds):
+            more = MIN_PROCESSES if count else self._race._needed  # the leader's verdict alone may need more
+            processes, seconds = processes + more, seconds + more * self._seconds(plan)
+            if count and not self._race._limits.allow(before, processes, seconds):
                 break
             count += 1
         return count
@@ -426,15 +437,16 @@ class _State:
             return 0
         looks = sum(p not in self._seen and not self._no_chance(p) for p in self._race._plans)
         batch = self._batch()
-        leader = self._leader(batch)
+        leader = self._leader(batch) or (batch[0] if batch else None)
+        of_leader = max(self._enough, self._race._needed)
         left = sum(
-            max(max(self._enough, self._race._needed if plan == leader else 0) - self._rounds(plan), 1)
+            max((of_leader if plan == leader else self._enough) - self._rounds(plan), 1)
             for plan in batch
             if not self._settled(plan, batch)
         )
         near = self._near()
         entered = near + self._doubtful(near) if self._heated else near  # who is doubted is dear to tell
-        return looks + len(self._to_heat(entered)) + (left if batch else MIN_PROCESSES if looks else 0)
+        return looks + len(self._to_heat(entered)) + (left if batch else of_leader if looks else 0)
 
     def left_out(self) -> dict[Plan, str]:
         race, out = self._race, dict[Plan, str]()

@@ -530,6 +530,34 @@ def test_a_budget_keeps_time_for_the_confirmation() -> None:
     assert len(play(race(many, limits=Limits(processes=9)), world)) == 9
 
 
+class Starting(World):
+    """Processes take so long to start, by plan, and then what their requests take."""
+
+    def __init__(self, speed: Mapping[Plan, float], startup_s: Mapping[Plan, float]) -> None:
+        super().__init__(speed)
+        self.startup_s = startup_s
+
+    def run(self, asked: Proposal) -> Measurement:
+        found = super().run(asked)
+        return replace(found, wall_s=self.startup_s[asked.plan] + sum(s.latency_s for s in found.samples))
+
+
+def test_a_tight_budget_is_not_spent_on_the_first_plan_where_others_start_faster() -> None:
+    world = Starting(SPEED, {**dict.fromkeys(PLANS, 0.2), PLANS[0]: 30.0})
+    search = race(predict=expecting({**SPEED, PLANS[0]: 0.85}), limits=Limits(seconds=160.0))
+    told = play(search, world)
+    assert told[0][0].plan == PLANS[0]
+    assert sum(m.wall_s for _, m in told) <= 160.0
+    assert (winner := chosen(search, told).winner) is not None
+    assert (winner.plan, winner.result.processes) == (PLANS[5], MIN_PROCESSES)
+
+
+def test_where_all_are_slow_to_start_a_tight_budget_leaves_time_for_two_processes_of_the_best() -> None:
+    told = play(race(limits=Limits(seconds=160.0)), Starting(SPEED, dict.fromkeys(PLANS, 30.0)))
+    assert [asked.look for asked, _ in told] == [True, True, False, False, False]  # the last is begun in time
+    assert {asked.plan for asked in finals(told)} == {PLANS[0]}  # 1.0 s and 1.05 s
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
 def test_a_budget_that_is_no_time_is_refused(seconds: float) -> None:
     with pytest.raises(InputError, match="budget"):

@@ -48,6 +48,7 @@ DOUBT_WITHIN = 2.0
 FINAL_WITHIN = 1.20
 FINALISTS = 4
 _FINAL_ROUND = 2 + HEATS  # the first; round 1 is the look, those up to this one the heat
+_LEAST = 2  # processes that are kept for the best plan where a limit leaves no room for a confirmation
 _DROP_AFTER = 3  # rounds of the final before a finalist may be shown to be the slower one
 _NOISY_MORE = 2  # times as many processes of the finalists where one is no witness
 # Times the processes that a verdict needs at the least: enough that one of them may be slow as a whole.
@@ -235,9 +236,14 @@ class _State:
         return self._race._limits.allow(self._told, 1 + then, usual + then * each)
 
     def _kept_for(self, each: float) -> int:
-        """How many processes, of `each` so many seconds, a final is kept time for: the fewest if not for all."""
-        needed = self._race._needed
-        return needed if self._race._limits.allow(self._before_final(), needed, needed * each) else MIN_PROCESSES
+        """How many processes, of `each` so many seconds, a final is kept time for: all it needs, or what it can have.
+
+        Where not even those of a median fit, other plans may start faster: a look at them comes before a full final.
+        """
+        for count in (self._race._needed, MIN_PROCESSES):
+            if self._race._limits.allow(self._before_final(), count, count * each):
+                return count
+        return _LEAST
 
     def _before_final(self) -> list[Measurement]:
         """What was measured apart from a final that is still open."""

@@ -123,7 +123,7 @@ def _process(row: Mapping[str, Any]) -> Process:
 def resized(space: Recorded, size: int, draw: random.Random) -> Recorded:
     """`size` plans of the space; more than it has are copies under an option of their own, 0.7 to 1.3 times as slow.
 
-    In an order that is drawn too: plans that are predicted alike are taken in the order of the space.
+    Their order is drawn as well, for searches take plans that are predicted alike in the order of the space.
     """
     plans = list(space.plans)
     if size <= len(plans):

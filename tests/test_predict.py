@@ -139,6 +139,20 @@ def test_what_an_option_does_is_learned_but_need_not_hold_for_the_next_plan_with
     assert math.log(having.high / having.low) > 1.5 * math.log(without.high / without.low)
 
 
+def test_one_plan_that_disappoints_says_more_of_its_engine_at_that_precision_than_of_others() -> None:
+    first = Plan("middle", "fast", "int8", 2)
+    asked = [first, replace(first, model="small"), replace(first, engine="slow"), Plan("middle", "slow", "fp32", 2)]
+    before = Predictor.fit([], RATES, SHAPES).predict_all(asked, 32, 64)
+    found = before[0]
+    twice = [2 * each.value for each in (found.ttft_s, found.tpot_s, found.latency_s)]
+    one = Observation(first, 32, 64, twice[0], twice[1], twice[2], round(found.peak_bytes.value), 1.0)
+    after = Predictor.fit([one], RATES, SHAPES).predict_all(asked, 32, 64)
+    moved = [math.log2(b.latency_s.value / a.latency_s.value) for a, b in zip(before, after, strict=True)]
+    assert moved == sorted(moved, reverse=True)
+    assert moved[1] > 0.8
+    assert 0.1 < moved[2] < 0.3
+
+
 def test_the_fastest_are_looked_for_within_each_study() -> None:
     one = errors(seen(), RATES, SHAPES)
     upside_down = [

@@ -552,6 +552,70 @@ def test_a_tight_budget_is_not_spent_on_the_first_plan_where_others_start_faster
     assert (winner.plan, winner.result.processes) == (PLANS[5], MIN_PROCESSES)
 
 
+@pytest.mark.parametrize("seconds", [75.0, 90.0])
+def test_a_plan_that_is_slower_to_start_is_not_heated_in_the_time_of_the_confirmation(seconds: float) -> None:
+    speed = dict(zip(PLANS[:4], [1.0, 1.05, 1.06, 1.07], strict=True))
+    world = Starting(speed, dict(zip(PLANS[:4], [2.0, 4.0, 4.0, 4.0], strict=True)))
+    told = play(race(PLANS[:4], predict=expecting(speed), limits=Limits(seconds=seconds)), world)
+    assert Counter(asked.plan for asked in finals(told)) == {PLANS[0]: MIN_PROCESSES}
+
+
+def test_time_in_which_the_last_of_six_processes_can_be_begun_is_kept_for_them() -> None:
+    told = play(race(limits=Limits(seconds=241.0)), Starting(SPEED, dict.fromkeys(PLANS, 30.0)))
+    assert Counter(asked.plan for asked in finals(told)) == {PLANS[0]: MIN_PROCESSES}
+
+
+@pytest.mark.parametrize("processes", [30, 60])
+def test_where_no_tail_can_be_shown_finalists_that_are_alike_still_run_against_each_other(processes: int) -> None:
+    alike = PLANS[:2]
+    lucky = {(alike[1], 1): 0.9, (alike[1], 2): 0.83}
+    world = World(dict(zip(alike, [1.0, 1.18], strict=True)), slow=lucky)
+    told = play(race(alike, parse_sla(["p95<=1500ms"]), limits=Limits(processes=processes)), world)
+    count = Counter(asked.plan for asked in finals(told))
+    assert min(count[one] for one in alike) >= MIN_PROCESSES
+    assert count[alike[0]] > count[alike[1]]
+
+
+def test_a_heat_that_takes_a_little_longer_does_not_give_up_the_confirmation_of_a_tail() -> None:
+    many, needed = [plan(f"m{i}") for i in range(40)], processes_needed(0.95)
+    speed = {one: 1.0 + 0.01 * i for i, one in enumerate(many)}
+    world = Starting(speed, dict.fromkeys(many, 2.0))
+    world.slow = {(one, round_): 1.03 for one in many for round_ in (2, 3, 4)}
+    told = play(race(many, parse_sla(["p95<=2s"]), limits=Limits(seconds=850.0)), world)
+    assert max(Counter(asked.plan for asked in finals(told)).values()) == needed
+
+
+def test_a_number_of_processes_is_no_reason_to_look_at_plans_that_start_faster() -> None:
+    told = play(race(limits=Limits(processes=6)), World())
+    assert [asked.look for asked, _ in told] == [True, *[False] * 5]
+
+
+@given(st.data())
+def test_a_budget_is_kept_to_and_no_plan_is_looked_at_while_a_final_is_open(data: st.DataObject) -> None:
+    plans = [plan(f"m{i}") for i in range(data.draw(st.integers(1, 9)))]
+    speed = {one: data.draw(st.floats(0.5, 1.4)) for one in plans}
+    world = Starting(speed, {one: data.draw(st.floats(0.1, 20.0)) for one in plans})
+    seconds = data.draw(st.floats(5.0, 300.0))
+    search = race(plans, predict=data.draw(st.sampled_from([None, expecting(speed)])), limits=Limits(seconds=seconds))
+    told = play(search, world)
+    assert sum(m.wall_s for _, m in told[:-1]) < seconds
+    stages = [asked.look for asked, _ in told]
+    assert stages == sorted(stages, reverse=True)  # all of these meet the SLA, so no finalist is spent
+
+
+def test_what_is_left_of_a_race_is_no_more_than_its_limits_leave_room_for() -> None:
+    sla = parse_sla(["p95<=1500ms"])
+    search = race(sla=sla, limits=Limits(processes=9))
+    assert search.remaining == 9
+    play(search, World())
+    assert search.remaining == 0
+    search, world = race(sla=sla, limits=Limits(seconds=20.0)), World(wall_s=4.0)
+    play(search, world, stop=2)
+    assert search.remaining == 3
+    play(search, world)
+    assert search.remaining == 0
+
+
 def test_where_all_are_slow_to_start_a_tight_budget_leaves_time_for_two_processes_of_the_best() -> None:
     told = play(race(limits=Limits(seconds=160.0)), Starting(SPEED, dict.fromkeys(PLANS, 30.0)))
     assert [asked.look for asked, _ in told] == [True, True, False, False, False]  # the last is begun in time

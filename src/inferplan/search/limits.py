@@ -6,6 +6,7 @@ Owns the arithmetic. The time spent is what the measurements say they took, so t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,15 @@ class Limits:
         if self.seconds is not None and (spent >= self.seconds or spent + seconds > self.seconds):
             return False
         return self.processes is None or len(told) + processes <= self.processes
+
+    def left(self, told: Sequence[Measurement]) -> int:
+        """How many more processes fit, as far as is known: time is divided by what those so far took in the mean."""
+        told = [m for m in told if not m.reused_from]
+        spent = sum(m.wall_s for m in told)
+        left = sys.maxsize if self.processes is None else max(self.processes - len(told), 0)
+        if self.seconds is not None and spent > 0:
+            left = min(left, max(math.ceil((self.seconds - spent) * len(told) / spent), 0))
+        return left
 
 
 NO_LIMITS = Limits()

@@ -6,6 +6,7 @@ figures to `selection`; reads no clock: the time that is spent is the time that 
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,7 +49,7 @@ DOUBT_WITHIN = 2.0
 FINAL_WITHIN = 1.20
 FINALISTS = 4
 _FINAL_ROUND = 2 + HEATS  # the first; round 1 is the look, those up to this one the heat
-_LEAST = 2  # processes that are kept for the best plan where a limit leaves no room for a confirmation
+_LEAST = 2  # processes for which a look leaves time, where there was no time to confirm the best plan anyway
 _DROP_AFTER = 3  # rounds of the final before a finalist may be shown to be the slower one
 _NOISY_MORE = 2  # times as many processes of the finalists where one is no witness
 # Times the processes that a verdict needs at the least: enough that one of them may be slow as a whole.
@@ -127,8 +128,11 @@ class Racing:
 
     @property
     def remaining(self) -> int:
-        """About how many proposals are left: the looks that would follow now, a heat and a final of usual size."""
-        return self._now().remaining()
+        """About how many proposals are left: the looks that would follow now, a heat and a final of usual size.
+
+        No more than the limits leave room for.
+        """
+        return min(self._now().remaining(), self._limits.left(self._told))
 
     @property
     def left_out(self) -> Mapping[Plan, str]:
@@ -161,6 +165,7 @@ class _State:
     def __init__(self, race: Racing, told: Sequence[Measurement]) -> None:
         self._race, self._told, self._goal = race, told, race._goal
         self._looks = [m for m in told if m.look and m.round == 1]
+        self._first_looks = list(itertools.takewhile(lambda m: m.look and m.round == 1, told))
         self._heats = _by_plan(m for m in told if m.look and m.round > 1)
         self._expected = race._foreseen(self._looks)
         self._seen = {m.plan: self._judge("look", m.plan, [m]) for m in self._looks}
@@ -230,28 +235,32 @@ class _State:
         """Whether another look leaves time for the heat, and to confirm the best plan so far."""
         if self._best is None:
             return True
-        each = self._seconds(self._best.plan)
-        then = len(self._to_heat(self._near())) + self._kept_for(each)
+        each, then = self._seconds(self._best.plan), len(self._to_heat(self._near())) + self._kept(self._best.plan)
         usual = median([m.wall_s for m in self._told])
         return self._race._limits.allow(self._told, 1 + then, usual + then * each)
 
-    def _kept_for(self, each: float) -> int:
-        """How many processes, of `each` so many seconds, a final is kept time for: all it needs, or what it can have.
+    def _kept(self, plan: Plan) -> int:
+        """How many processes of `plan`, the best so far, the limits keep room for.
 
-        Where not even those of a median fit, other plans may start faster: a look at them comes before a full final.
+        As many as its verdict needs, or those of a median where that is too many; which of the two, the looks before
+        the first heat decide. Where before it not even these fit into the time, another plan may start faster, and a
+        look at it leaves room for `_LEAST`.
         """
-        for count in (self._race._needed, MIN_PROCESSES):
-            if self._race._limits.allow(self._before_final(), count, count * each):
-                return count
-        return _LEAST
+        limits, needed = self._race._limits, self._race._needed
+        each = self._seconds(plan, self._looks)
 
-    def _before_final(self) -> list[Measurement]:
-        """What was measured apart from a final that is still open."""
-        return [m for m in self._told if m.look or m.plan in self._spent]
+        def fit(count: int) -> bool:
+            return limits.allow(self._first_looks, count, (count - 1) * each)  # the last is begun in time
 
-    def _seconds(self, plan: Plan) -> float:
-        """About what a process of `plan` with every request takes, from its look or its heat."""
-        m = next(m for m in reversed(self._told) if m.plan == plan and m.look)
+        if fit(needed):
+            return needed
+        begun = len(self._first_looks) < len(self._told)
+        few = not limits.allow(self._told, MIN_PROCESSES)  # a number of processes is the same for every plan
+        return MIN_PROCESSES if begun or few or fit(MIN_PROCESSES) else _LEAST
+
+    def _seconds(self, plan: Plan, told: Sequence[Measurement] | None = None) -> float:
+        """About what a process of `plan` with every request takes, from the last look or heat, of all or of `told`."""
+        m = next(m for m in reversed(self._told if told is None else told) if m.plan == plan and m.look)
         requests = sum(s.latency_s for s in m.samples)
         return m.wall_s + requests * max(self._race._prompts / max(len(m.samples), 1) - 1, 0.0)
 
@@ -276,9 +285,8 @@ class _State:
         """The next of the plans that came near the best, or might have; none where there is only one."""
         near = self._near()
         for plan in self._to_heat(near + self._doubtful(near)):
-            each = self._seconds(plan)
-            then = 1 + self._kept_for(each)
-            if self._race._limits.allow(self._told, then, then * each):
+            then, each = max(self._kept(near[0].plan), MIN_PROCESSES), self._seconds(near[0].plan)
+            if self._race._limits.allow(self._told, 1 + then, self._seconds(plan) + then * each):
                 cut_after_s = None if any(r.plan == plan for r in near) else self._cut_after_s()
                 last = max((m.round for m in self._heats.get(plan, ())), default=1)
                 return Proposal(plan, last + 1, None, cut_after_s, look=True)
@@ -364,11 +372,14 @@ class _State:
 
     def _room(self, plans: Sequence[Plan]) -> int:
         """How many of `plans` the limits leave time to confirm, at least one."""
-        before, seconds, processes, count = self._before_final(), 0.0, 0, 0
+        limits, before = self._race._limits, [m for m in self._told if m.look or m.plan in self._spent]
+        seconds, processes, count = 0.0, 0, 0
         for plan in plans:
-            more = MIN_PROCESSES if count else self._race._needed  # the leader's verdict alone may need more
-            processes, seconds = processes + more, seconds + more * self._seconds(plan)
-            if count and not self._race._limits.allow(before, processes, seconds):
+            more, each = MIN_PROCESSES, self._seconds(plan)
+            if not count and limits.allow(before, self._race._needed, self._race._needed * each):
+                more = self._race._needed  # the leader's verdict alone may need more
+            processes, seconds = processes + more, seconds + more * each
+            if count and not limits.allow(before, processes, seconds):
                 break
             count += 1
         return count

@@ -17,7 +17,8 @@ their cuts and the final.
 The sizes below that of the record are plans drawn from it; those above are copies of its plans under an option of
 their own, made slower or faster by up to 30% (an extrapolation, and labelled so). Conversions that a search made
 necessary are counted apart; measuring the machine's rates, as long as it took when the space was recorded, counts for
-every search that predicts. With --plans24 the space is the 24 plans of `benchmark.py`.
+every search that predicts. With --plans24 the space is the 24 plans of `benchmark.py`. With --budgets, printed is what
+races choose that end after so many seconds (the rates apart, as with `optimize --budget`), and nothing else.
 
 A race takes some 0.3 seconds of CPU time at 200 plans and 5 at 1000; the strategies that look at every plan take
 longer and are left out above --whole plans: use --jobs.
@@ -28,11 +29,12 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, quantiles
+from typing import TypeVar
 
 from _regret import Incumbent, Steps, chart, equal_time, rows
 from _replay import Recorded, Replay, of_benchmark, read_space, resized
@@ -46,10 +48,13 @@ from inferplan.search import Proposal, Search
 from inferplan.search.limits import NO_LIMITS, Limits
 from inferplan.search.picking import FIRST
 from inferplan.selection import SLA, Selection, choose, contenders
+from inferplan.stats import MIN_PROCESSES
 
 WITHIN = 0.02
 TIED = 0.03
 ONCE = "every plan once"
+Task = TypeVar("Task")
+Made = TypeVar("Made")
 DEFAULT = ("racing", "predicted order", "random", "tpe", "successive halving", "racing" + UNPREDICTED)
 
 
@@ -81,6 +86,9 @@ def main() -> None:
     print(f"SLA {sla}; {space.max_tokens} output tokens; {arguments.seeds} seeds a row; --first {arguments.first}\n")
     if arguments.plans24:
         plans24(arguments)
+        return
+    if arguments.budgets:
+        under_budgets(arguments)
         return
     print(
         "| plans | strategy | share of every plan once | processes | within 2% | within 3% | misses | regret p95 "
@@ -123,6 +131,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes to search in; the seeds do not depend on them")
     parser.add_argument("--chart", type=Path, help="an SVG file of regret against time")
     parser.add_argument("--plans24", action="store_true", help="the 24 plans of benchmark.py")
+    parser.add_argument("--budgets", nargs="+", type=float, metavar="SECONDS", help="of races that end after these")
     return parser.parse_args()
 
 
@@ -131,12 +140,16 @@ def _arguments() -> argparse.Namespace:
 
 def searched(arguments: argparse.Namespace, size: int, names: Sequence[str]) -> list[dict[str, Outcome]]:
     """For each seed, each strategy's outcome and that of exhaustive measurement."""
-    tasks = [(arguments, size, tuple(names), seed) for seed in range(arguments.seeds)]
+    return _for_each(_one, [(arguments, size, tuple(names), seed) for seed in range(arguments.seeds)], arguments)
+
+
+def _for_each(make: Callable[[Task], Made], tasks: Sequence[Task], arguments: argparse.Namespace) -> list[Made]:
+    """What is made of each task, in as many processes as asked for."""
     if arguments.jobs == 1:
         _begin(arguments.space)
-        return [_one(task) for task in tasks]
+        return [make(task) for task in tasks]
     with ProcessPoolExecutor(arguments.jobs, initializer=_begin, initargs=(arguments.space,)) as pool:
-        return list(pool.map(_one, tasks, chunksize=max(1, min(10, len(tasks) // (2 * arguments.jobs)))))
+        return list(pool.map(make, tasks, chunksize=max(1, min(10, len(tasks) // (2 * arguments.jobs)))))
 
 
 _READ: dict[str, Recorded] = {}  # of this process
@@ -267,6 +280,40 @@ def plans24(arguments: argparse.Namespace) -> None:
             f"| {name} | {same:.1%} | {tied:.1%} | {median(shares):.1%} ({max(shares):.1%} at most) "
             f"| {mean(a.processes for a, _ in pairs):.0f} |"
         )
+
+
+def under_budgets(arguments: argparse.Namespace) -> None:
+    """What races choose that a budget ends."""
+    print("| plans | budget | chosen | in six processes | within 2% | mean regret | seconds of measuring |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for size in arguments.sizes:
+        for seconds in arguments.budgets:
+            found = _for_each(_ended, [(arguments, size, seconds, seed) for seed in range(arguments.seeds)], arguments)
+            regrets = [regret for regret, _, _ in found if regret is not None]
+            six = sum(processes >= MIN_PROCESSES for _, processes, _ in found)
+            near = sum(regret <= WITHIN for regret in regrets)
+            spent = [taken_s for *_, taken_s in found]
+            print(
+                f"| {size} | {seconds:g} s | {len(regrets) / len(found):.1%} | {six / len(found):.1%} "
+                f"| {near / len(found):.1%} | {f'{mean(regrets):.1%}' if regrets else '-'} "
+                f"| {median(spent):.0f} ({max(spent):.0f} at most) |",
+                flush=True,
+            )
+
+
+def _ended(task: tuple[argparse.Namespace, int, float, int]) -> tuple[float | None, int, float]:
+    """Regret of what one race chose, if anything; processes of it that count; seconds of measuring."""
+    arguments, size, seconds, seed = task
+    case = Case.of(resized(_READ["space"], size, random.Random(seed)), SLA.from_p50_ms(arguments.sla_ms), seed)
+    search, replay = STRATEGIES["racing"](case, arguments.first, Limits(seconds=seconds)), case.replay()
+    told: list[Measurement] = []
+    while (asked := search.ask()) is not None:
+        told.append(replay.measure(asked))
+        search.tell(told[-1])
+    winner = chosen(case, told, search.left_out).winner
+    if winner is None:
+        return None, 0, replay.spent_s
+    return case.regret(winner.plan), winner.result.processes, replay.spent_s
 
 
 if __name__ == "__main__":

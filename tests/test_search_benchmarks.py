@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # scripts, not a package
 
+import search_efficiency
 import verdicts
 from _regret import Incumbent, difference, equal_time, mean_at, regret_at
 from _replay import Neighbour, Recorded, read_space, resized
@@ -89,6 +90,18 @@ def test_rivals_begin_in_the_order_that_is_predicted_before_anything_is_measured
             asked.append(proposal.plan)
             search.tell(replay.measure(proposal))
         assert asked == first, name
+
+
+def test_a_table_of_budgets_says_what_races_chose_and_what_they_took(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--budgets", "0.1", "60", "--sizes", "40", "--seeds", "3"]
+    monkeypatch.setattr(sys, "argv", ["search_efficiency.py", *asked])
+    search_efficiency.main()
+    short, long = ([cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()[-2:])
+    assert short[:6] == ["40", "0.1 s", "0.0%", "0.0%", "0.0%", "-"]  # a look alone chooses nothing
+    assert long[:3] == ["40", "60 s", "100.0%"]
+    assert 0 < float(short[6].split()[0]) < float(long[6].split()[0]) < 70
 
 
 def test_halving_drops_the_worse_half_of_each_rung(case: Case) -> None:

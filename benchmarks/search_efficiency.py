@@ -18,7 +18,7 @@ The sizes below that of the record are plans drawn from it; those above are copi
 their own, made slower or faster by up to 30% (an extrapolation, and labelled so). Conversions that a search made
 necessary are counted apart; measuring the machine's rates, as long as it took when the space was recorded, counts for
 every search that predicts. With --plans24 the space is the 24 plans of `benchmark.py`. With --budgets, printed is what
-races choose that end after so many seconds (the rates apart, as with `optimize --budget`), and nothing else.
+races choose that end after so many seconds (and those of the rates, as with `optimize --budget`), and nothing else.
 
 A race takes some 0.3 seconds of CPU time at 200 plans and 5 at 1000; the strategies that look at every plan take
 longer and are left out above --whole plans: use --jobs.
@@ -63,6 +63,7 @@ class Outcome:
     """One search: seconds spent, conversions apart, and how far the chosen plan is from the optimum.
 
     Attributes:
+        of_chosen: processes that the chosen plan is judged by; 0: nothing was chosen.
         regret: see `Case.regret`; None: nothing was chosen.
         steps: regret of the best plan so far; the last is that of the chosen one.
     """
@@ -71,6 +72,7 @@ class Outcome:
     converting_s: float
     processes: int
     chosen: Plan | None
+    of_chosen: int
     regret: float | None
     misses: bool
     steps: Steps
@@ -224,11 +226,12 @@ def outcome(
     case: Case, selection: Selection, replay: Replay, processes: int, steps: Sequence[tuple[float, float]]
 ) -> Outcome:
     """What a selection is worth, by all that was recorded."""
-    plan = None if selection.winner is None else selection.winner.plan
+    winner = selection.winner
+    plan, of_chosen = (None, 0) if winner is None else (winner.plan, winner.result.processes)
     regret = None if plan is None else case.regret(plan)
     last = [] if regret is None else [(replay.spent_s, regret)]
     misses = plan is not None and case.truth[plan] > case.sla.constraints[0].limit
-    return Outcome(replay.spent_s, replay.converting_s, processes, plan, regret, misses, (*steps, *last))
+    return Outcome(replay.spent_s, replay.converting_s, processes, plan, of_chosen, regret, misses, (*steps, *last))
 
 
 # --- tables -------------------------------------------------------------------
@@ -284,15 +287,15 @@ def plans24(arguments: argparse.Namespace) -> None:
 
 def under_budgets(arguments: argparse.Namespace) -> None:
     """What races choose that a budget ends."""
-    print("| plans | budget | chosen | in six processes | within 2% | mean regret | seconds of measuring |")
+    print("| plans | budget | chosen | in six processes | within 2% | mean regret | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for size in arguments.sizes:
         for seconds in arguments.budgets:
             found = _for_each(_ended, [(arguments, size, seconds, seed) for seed in range(arguments.seeds)], arguments)
-            regrets = [regret for regret, _, _ in found if regret is not None]
-            six = sum(processes >= MIN_PROCESSES for _, processes, _ in found)
+            regrets = [o.regret for o in found if o.regret is not None]
+            six = sum(o.of_chosen >= MIN_PROCESSES for o in found)
             near = sum(regret <= WITHIN for regret in regrets)
-            spent = [taken_s for *_, taken_s in found]
+            spent = [o.seconds for o in found]
             print(
                 f"| {size} | {seconds:g} s | {len(regrets) / len(found):.1%} | {six / len(found):.1%} "
                 f"| {near / len(found):.1%} | {f'{mean(regrets):.1%}' if regrets else '-'} "
@@ -301,19 +304,11 @@ def under_budgets(arguments: argparse.Namespace) -> None:
             )
 
 
-def _ended(task: tuple[argparse.Namespace, int, float, int]) -> tuple[float | None, int, float]:
-    """Regret of what one race chose, if anything; processes of it that count; seconds of measuring."""
+def _ended(task: tuple[argparse.Namespace, int, float, int]) -> Outcome:
+    """One race that a budget ends."""
     arguments, size, seconds, seed = task
     case = Case.of(resized(_READ["space"], size, random.Random(seed)), SLA.from_p50_ms(arguments.sla_ms), seed)
-    search, replay = STRATEGIES["racing"](case, arguments.first, Limits(seconds=seconds)), case.replay()
-    told: list[Measurement] = []
-    while (asked := search.ask()) is not None:
-        told.append(replay.measure(asked))
-        search.tell(told[-1])
-    winner = chosen(case, told, search.left_out).winner
-    if winner is None:
-        return None, 0, replay.spent_s
-    return case.regret(winner.plan), winner.result.processes, replay.spent_s
+    return run(case, "racing", arguments.first, Limits(seconds=seconds))
 
 
 if __name__ == "__main__":

@@ -235,28 +235,27 @@ class _State:
         """Whether another look leaves time for the heat, and to confirm the best plan so far."""
         if self._best is None:
             return True
-        each, then = self._seconds(self._best.plan), len(self._to_heat(self._near())) + self._kept(self._best.plan)
-        usual = median([m.wall_s for m in self._told])
-        return self._race._limits.allow(self._told, 1 + then, usual + then * each)
+        best, limits, told = self._best.plan, self._race._limits, self._told
+        kept = self._kept(best)
+        if not self._fit(best, kept) and len(self._looks) == len(told) and limits.allow(told, kept):
+            kept = _LEAST  # it is the time that is short, and another plan may start faster
+        then, usual = len(self._to_heat(self._near())) + kept, median([m.wall_s for m in told])
+        return limits.allow(told, 1 + then, usual + then * self._seconds(best))
 
     def _kept(self, plan: Plan) -> int:
         """How many processes of `plan`, the best so far, the limits keep room for.
 
-        As many as its verdict needs, or those of a median where that is too many; which of the two, the looks before
-        the first heat decide. Where before it not even these fit into the time, another plan may start faster, and a
-        look at it leaves room for `_LEAST`.
+        As many as its verdict needs, or those of a median where so many do not fit.
         """
-        limits, needed = self._race._limits, self._race._needed
+        return self._race._needed if self._fit(plan, self._race._needed) else MIN_PROCESSES
+
+    def _fit(self, plan: Plan, count: int) -> bool:
+        """Whether the looks before the first heat left room for so many of its processes; the last is begun in time.
+
+        What is measured later does not change it: an estimate that moves a little must not turn a final into looks.
+        """
         each = self._seconds(plan, self._looks)
-
-        def fit(count: int) -> bool:
-            return limits.allow(self._first_looks, count, (count - 1) * each)  # the last is begun in time
-
-        if fit(needed):
-            return needed
-        begun = len(self._first_looks) < len(self._told)
-        few = not limits.allow(self._told, MIN_PROCESSES)  # a number of processes is the same for every plan
-        return MIN_PROCESSES if begun or few or fit(MIN_PROCESSES) else _LEAST
+        return self._race._limits.allow(self._first_looks, count, (count - 1) * each)
 
     def _seconds(self, plan: Plan, told: Sequence[Measurement] | None = None) -> float:
         """About what a process of `plan` with every request takes, from the last look or heat, of all or of `told`."""
@@ -284,8 +283,10 @@ class _State:
     def heat(self) -> Proposal | None:
         """The next of the plans that came near the best, or might have; none where there is only one."""
         near = self._near()
+        if not near:
+            return None
+        then, each = self._kept(near[0].plan), self._seconds(near[0].plan)
         for plan in self._to_heat(near + self._doubtful(near)):
-            then, each = max(self._kept(near[0].plan), MIN_PROCESSES), self._seconds(near[0].plan)
             if self._race._limits.allow(self._told, 1 + then, self._seconds(plan) + then * each):
                 cut_after_s = None if any(r.plan == plan for r in near) else self._cut_after_s()
                 last = max((m.round for m in self._heats.get(plan, ())), default=1)
@@ -375,10 +376,8 @@ class _State:
         limits, before = self._race._limits, [m for m in self._told if m.look or m.plan in self._spent]
         seconds, processes, count = 0.0, 0, 0
         for plan in plans:
-            more, each = MIN_PROCESSES, self._seconds(plan)
-            if not count and limits.allow(before, self._race._needed, self._race._needed * each):
-                more = self._race._needed  # the leader's verdict alone may need more
-            processes, seconds = processes + more, seconds + more * each
+            more = MIN_PROCESSES if count else self._kept(plan)  # the leader's verdict alone may need more
+            processes, seconds = processes + more, seconds + more * self._seconds(plan)
             if count and not limits.allow(before, processes, seconds):
                 break
             count += 1

@@ -29,7 +29,7 @@ from .limits import NO_LIMITS, Limits
 Predict = Callable[[Sequence[Measurement]], Mapping[Plan, Prediction]]
 """What to expect of each plan after the looks so far, for requests like those of a look."""
 Pick = Callable[[Sequence[Plan], Sequence[Measurement]], Plan | None]
-"""Which plan to look at next, of those that still have a chance (the most promising first), after the measurements so
+"""Which plan to look at next, of those that still have a chance (in the order of a race), after the measurements so
 far; None: no further looks. Its answer follows from these alone."""
 
 # A request that has taken so many times what the best plan takes is ended: no plan so far off was seen to win later.
@@ -59,9 +59,10 @@ _PATIENCE = 2.2
 class Racing:
     """Looks in the order of what the prediction promises, a heat of the best, and a final in fresh processes.
 
-    1. A look is one process of a plan with a few requests, each ended when it can no longer win. Next is the plan from
-       which the largest improvement is expected (`promise`), or that `pick` likes better, while the expectation, made
-       anew after every look, leaves one a chance at its optimistic end. Without a prediction every plan is looked at.
+    1. A look is one process of a plan with a few requests, each ended when it can no longer win. First comes a plan of
+       each engine, the one that promised most before anything was measured (`_opening`); then the plan from which the
+       largest improvement is expected (`promise`), or that `pick` likes better, while the expectation, made anew
+       after every look, leaves one a chance at its optimistic end. Without a prediction every plan is looked at.
     2. The heat sends every request to the plans that came within `HEAT_WITHIN` of the best, and to the one that the
        other looks let expect there, though its own look did not show it: a process may be slow as a whole. Once two
        undisturbed processes of one plan have contradicted each other (`NOISY`), then or later, up to `DOUBTED` such
@@ -115,6 +116,7 @@ class Racing:
         self._judged: dict[tuple[str, Plan, tuple[int, ...]], Ranked] = {}
         self._steady: dict[tuple[Plan, int], bool] = {}
         self._expected: dict[tuple[int, Plan | None], Mapping[Plan, Prediction]] = {}
+        self._beforehand: dict[Plan, float] | None = None
 
     def ask(self) -> Proposal | None:
         """What to measure next; None when a plan is confirmed, no plan is left, or a limit is reached."""
@@ -153,6 +155,13 @@ class Racing:
             self._expected = {kept: made for kept, made in self._expected.items() if kept[0] == len(looks)}
             self._expected[key] = self._predict([m for m in looks if m.plan != without])
         return self._expected[key]
+
+    def _promised(self, plan: Plan) -> float:
+        """How much a look at `plan` promised before anything was measured."""
+        if self._beforehand is None:
+            expected = {} if self._predict is None else self._predict([])
+            self._beforehand = {one: self._goal.promise(one, expected, None) for one in self._plans}
+        return self._beforehand[plan]
 
 
 class _State:
@@ -220,16 +229,29 @@ class _State:
     # Looks
 
     def look(self) -> Proposal | None:
-        """The most promising plan that was not started and has a chance."""
+        """The most promising plan that was not started and has a chance, one of each engine first."""
         race = self._race
         waiting = [plan for plan in race._plans if plan not in self._seen and not self._no_chance(plan)]
         if not waiting or not self._affordable():
             return None
         waiting.sort(key=lambda p: (-self._goal.promise(p, self._expected, self._best), race._plans[p]))
+        waiting = list(dict.fromkeys([*self._opening(waiting), *waiting]))
         plan = waiting[0] if race._pick is None else race._pick(waiting, self._told)
         if plan is None:
             return None
         return Proposal(plan, 1, race._look_at, self._cut_after_s(), look=True)
+
+    def _opening(self, waiting: Sequence[Plan]) -> list[Plan]:
+        """Of each engine that was not looked at yet the plan that promised most beforehand, the best first.
+
+        Looks at other engines say little of it: what they let expect would put off the best plan as easily as not.
+        """
+        race, seen = self._race, {(plan.engine, plan.device) for plan in self._seen}
+        first: dict[tuple[str, str], Plan] = {}
+        for plan in sorted(waiting, key=lambda p: (-race._promised(p), race._plans[p])):
+            if (plan.engine, plan.device) not in seen:
+                first.setdefault((plan.engine, plan.device), plan)
+        return list(first.values())
 
     def _affordable(self) -> bool:
         """Whether another look leaves time for the heat, and to confirm the best plan so far."""

@@ -215,6 +215,22 @@ def test_of_two_plans_that_may_be_better_the_one_that_may_be_much_better_is_look
     assert looked_at(Objective("latency"), expected, world) == [first, unsure]  # which leaves the other no chance
 
 
+def test_each_engine_is_looked_at_once_before_what_one_showed_puts_another_off() -> None:
+    engines = [replace(plan("a", threads), engine=name) for name in ("e1", "e2", "e3") for threads in (1, 2)]
+    before = dict(zip(engines, [1.0, 1.02, 1.2, 1.1, 1.4, 1.3], strict=True))
+    after = {one: seconds * (1.0 if one.engine == "e1" else 1.3) for one, seconds in before.items()}
+    first, then = expecting(before, spread=3.0), expecting(after, spread=3.0)
+    told = play(race(engines, predict=lambda told: then(told) if told else first(told)), World(before))
+    looks = [asked.plan for asked, _ in told if asked.look and asked.round == 1]
+    assert looks[:4] == [engines[place] for place in (0, 3, 5, 1)]  # the best of each, then the most promising
+
+
+def test_an_engine_without_a_chance_is_not_opened_with() -> None:
+    fast, slow = replace(plan("a"), engine="e1"), replace(plan("a"), engine="e2")
+    told = play(race([slow, fast], predict=expecting({fast: 1.0, slow: 2.0})), World({fast: 1.0, slow: 2.0}))
+    assert {asked.plan for asked, _ in told} == {fast}
+
+
 def test_a_plan_of_which_nothing_is_predicted_is_looked_at_after_the_others_that_have_a_chance() -> None:
     expected = expecting({PLANS[1]: 1.1, PLANS[2]: 1.0})([])
     told = play(race(PLANS[:3], predict=lambda told: expected), World({PLANS[0]: 1.0, PLANS[1]: 1.05, PLANS[2]: 1.02}))

@@ -104,6 +104,25 @@ def test_a_table_of_budgets_says_what_races_chose_and_what_they_took(
     assert 0 < float(short[6].split()[0]) < float(long[6].split()[0]) < 70
 
 
+def test_rivals_that_would_look_at_too_many_plans_are_compared_at_equal_time_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--sizes", "40", "--seeds", "2", "--times", "1", "2", "--strategies", "racing", "random"]
+    found = {}
+    for whole in ("40", "20"):
+        monkeypatch.setattr(sys, "argv", ["search_efficiency.py", *asked, "--whole", whole])
+        search_efficiency.main()
+        found[whole] = capsys.readouterr().out.split("\n\n")
+    own, _, equal = found["20"][1:]
+    assert "| 40 | random |" in found["40"][1]
+    assert "| 40 | random |" not in own
+    assert equal == found["40"][-1]
+    rows = [[cell.strip() for cell in row.split("|")[2:5]] for row in equal.splitlines()[2:]]
+    assert rows == [
+        [times, *who] for times in ("1x", "2x") for who in (("racing", "no"), ("random", "no"), ("random", "yes"))
+    ]
+
+
 def test_halving_drops_the_worse_half_of_each_rung(case: Case) -> None:
     search, replay = STRATEGIES["successive halving"](case, 5, NO_LIMITS), case.replay()
     rungs: dict[int, int] = {}

@@ -42,6 +42,7 @@ class Case:
         truth: by plan, its median over all that was recorded of it.
         predict: what is expected of the plans, made once for the looks that strategies share.
         drawn: the processes that were drawn so far.
+        suggested: what samplers picked so far, by what they were told and offered.
         neighbour: who works beside the search.
     """
 
@@ -51,13 +52,14 @@ class Case:
     truth: Mapping[Plan, float]
     predict: Predict
     drawn: dict[Proposal, Measurement]
+    suggested: dict[tuple[object, ...], tuple[Plan | None, tuple[Measurement, ...]]]
     neighbour: Neighbour | None = None
 
     @classmethod
     def of(cls, space: Recorded, sla: SLA, seed: int, neighbour: Neighbour | None = None) -> Case:
         """A case of which nothing was measured yet."""
         truth = {plan: p50 for plan in space.plans if (p50 := space.true_p50_s(plan)) is not None}
-        return cls(space, sla, seed, truth, _shared(_expected(space)), {}, neighbour)
+        return cls(space, sla, seed, truth, _shared(_expected(space)), {}, {}, neighbour)
 
     def regret(self, plan: Plan) -> float:
         """0.02: the plan's true median is 2% above the optimum."""
@@ -217,7 +219,17 @@ def _suggested(kind: Kind) -> Make:
 
 
 def _sampler(kind: Kind, case: Case, plans: Sequence[Plan], first: int) -> Pick:
-    return optuna_pick(kind, plans, case.sla, LATENCY, PRICES, case.space.cores, case.seed, first=max(first, 1))
+    """A sampler of Optuna; told the very same objects again, as by another search of the case, it picks the same."""
+    first = max(first, 1)
+    suggest = optuna_pick(kind, plans, case.sla, LATENCY, PRICES, case.space.cores, case.seed, first=first)
+
+    def pick(waiting: Sequence[Plan], told: Sequence[Measurement]) -> Plan | None:
+        key = kind, first, len(plans), tuple(map(id, told)), tuple(waiting)
+        if key not in case.suggested:
+            case.suggested[key] = suggest(waiting, told), tuple(told)  # kept, so that no other object gets its id
+        return case.suggested[key][0]
+
+    return pick
 
 
 def _halved(case: Case, first: int, limits: Limits) -> Search:

@@ -279,6 +279,7 @@ def at_equal_time(size: int, arguments: argparse.Namespace, found: Sequence[Mapp
 def plans24(arguments: argparse.Namespace) -> None:
     """How often a race over the plans of `benchmark.py` ends with what measuring all of them ends with."""
     names = ["racing", "racing" + UNPREDICTED]
+    arguments.times = []  # no rivals
     found = searched(arguments, 0, names)
     print("| strategy | the exhaustive winner | that or tied within 3% | share of every plan once | processes |")
     print("| --- | --- | --- | --- | --- |")

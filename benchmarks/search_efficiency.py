@@ -266,13 +266,10 @@ def at_equal_time(size: int, arguments: argparse.Namespace, found: Sequence[Mapp
     rows = []
     for times in arguments.times if ours else ():
         ends = [times * o.seconds for o in ours]
-        for name in ("racing", *rivals(arguments)):
-            for key, told in ((name, "no"), (timed_name(name, times), "yes")):
-                if name == "racing" and told == "yes":
-                    continue
-                known = [one[key].steps for one in found]
-                cells = equal_time(known, ends, [o.steps for o in ours], WITHIN)
-                rows.append(f"| {size} | {times:g}x | {name} | {told} {cells}")
+        both = [(name, *of) for name in rivals(arguments) for of in ((name, "no"), (timed_name(name, times), "yes"))]
+        for name, key, told in [("racing", "racing", "no"), *both]:
+            cells = equal_time([one[key].steps for one in found], ends, [o.steps for o in ours], WITHIN)
+            rows.append(f"| {size} | {times:g}x | {name} | {told} {cells}")
     return rows
 
 

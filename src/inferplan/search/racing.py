@@ -159,7 +159,7 @@ class Racing:
     def _promised(self, plan: Plan) -> float:
         """How much a look at `plan` promised before anything was measured."""
         if self._beforehand is None:
-            expected = {} if self._predict is None else self._predict([])
+            expected = self._foreseen([])
             self._beforehand = {one: self._goal.promise(one, expected, None) for one in self._plans}
         return self._beforehand[plan]
 
@@ -247,10 +247,10 @@ class _State:
         Looks at other engines say little of it: what they let expect would put off the best plan as easily as not.
         """
         race, seen = self._race, {(plan.engine, plan.device) for plan in self._seen}
+        fresh = [plan for plan in waiting if (plan.engine, plan.device) not in seen]
         first: dict[tuple[str, str], Plan] = {}
-        for plan in sorted(waiting, key=lambda p: (-race._promised(p), race._plans[p])):
-            if (plan.engine, plan.device) not in seen:
-                first.setdefault((plan.engine, plan.device), plan)
+        for plan in sorted(fresh, key=lambda p: (-race._promised(p), race._plans[p])):
+            first.setdefault((plan.engine, plan.device), plan)
         return list(first.values())
 
     def _affordable(self) -> bool:

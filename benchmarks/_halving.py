@@ -78,6 +78,11 @@ class Halving:
         return len(self._left) - sum(m.round == self._rung for m in self._told)
 
     @property
+    def unfinished(self) -> bool:
+        """Whether it would go on if it had no limits."""
+        return self.ask() is not None
+
+    @property
     def left_out(self) -> Mapping[Plan, str]:
         """Plans that were not started, or were not among the best half of a rung."""
         return self._dropped

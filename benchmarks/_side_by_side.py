@@ -59,7 +59,7 @@ def loaded(bench: Bench, plans: Mapping[str, Plan], round_: int, watch: measure.
             child = children[name] = measure._Child(trial, bench.infos[plan.engine], watch)
             child.load(measure._Record())
             for request in trial.warmup:
-                child.generate(request, None)
+                child.generate(request)
             _signal(child, signal.SIGSTOP)
         yield SideBySide(children, watch)
         for child in children.values():

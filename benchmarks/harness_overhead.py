@@ -56,6 +56,11 @@ class Once:
         return int(self._next is not None)
 
     @property
+    def unfinished(self) -> bool:
+        """Whether it would go on."""
+        return False
+
+    @property
     def left_out(self) -> Mapping[Plan, str]:
         return {}
 

@@ -31,7 +31,7 @@ def expecting(of: Plan, latency_s: float, spread: float = 1.2, peak_bytes: float
         return Range(value / spread, value, value * spread)
 
     times = around(latency_s), around(latency_s / 10), around(latency_s / 70)
-    return Prediction(of, *times, around(peak_bytes), around(1.0), "weights", "a test")
+    return Prediction(of, *times, around(peak_bytes), around(1.0), 64.0, "weights", "a test")
 
 
 def best(goal: Goal, latency_s: float) -> Ranked:
@@ -71,7 +71,8 @@ def test_of_cost_is_compared_what_is_expected_of_both() -> None:
     assert goal.promise(PLAN, expected, best(goal, 1.0)) == goal.promise(PLAN, expected, best(goal, 3.0)) > 0
     assert goal.no_chance(PLAN, expected, best(goal, 0.1)) == ""
     ahead = {PLAN: expecting(PLAN, 9.0), BEST: expecting(BEST, 1.0)}
-    assert "predicted to cost 7.49x what b/fake" in goal.no_chance(PLAN, ahead, best(goal, 1.0))
+    why = goal.no_chance(PLAN, ahead, best(goal, 1.0))
+    assert "predicted cost 1.60 USD/Mtok (1.33 USD/Mtok to 1.92 USD/Mtok), 7.49x at the least of the 0.177 USD" in why
     unknown = {PLAN: expecting(PLAN, 0.5)}
     assert goal.promise(PLAN, unknown, best(goal, 1.0)) == pytest.approx(goal.promise(PLAN, unknown, None))
 
@@ -95,6 +96,12 @@ def test_what_nothing_is_predicted_of_promises_nothing_and_keeps_its_chance() ->
             {"memory_bytes": 64e6},
             "peak memory 100 MB (83.3 MB to 120 MB), 1.30x at the least of the 64.0 MB that",
         ),
+        (
+            ["tokens_per_s>=80"],
+            {},
+            "64.0 tokens/s (53.3 tokens/s to 76.8 tokens/s), 0.96x at the most of the 80.0 tokens/s that are asked",
+        ),
+        (["cost<=0.1"], {}, "predicted cost 0.177 USD/Mtok (0.148 USD/Mtok to 0.213 USD/Mtok), 1.48x at the least"),
         (["p50<=9s"], {"objective": Objective("memory")}, "of the 80.0 MB that b/fake/fp32/t1/kv was seen to take"),
         (["p50<=9s"], {}, "2.08x at the least of the 400 ms that b/fake/fp32/t1/kv was seen to take"),
     ],
@@ -103,3 +110,22 @@ def test_why_a_plan_is_not_started_stands_in_numbers(terms: list[str], goal: dic
     aim = replace(LATENCY, sla=parse_sla(terms), **goal)
     (found,) = results([BEST], [measurement(BEST, [0.4, 0.4], peak_bytes=80_000_000)])
     assert why in aim.no_chance(PLAN, {PLAN: expecting(PLAN, 1.0)}, aim.judge(found))
+
+
+@pytest.mark.parametrize("text", ["tokens_per_s>=76", "cost<=0.15", "load<=1ms", "p10<=100ms"])
+def test_what_may_still_meet_keeps_its_chance(text: str) -> None:
+    aim = replace(LATENCY, sla=parse_sla([text]))
+    assert aim.no_chance(PLAN, {PLAN: expecting(PLAN, 1.0)}, None) == ""
+    assert aim.promise(PLAN, {PLAN: expecting(PLAN, 1.0)}, None) > 0
+
+
+def test_how_far_beyond_a_limit_the_nearest_request_is() -> None:
+    def beyond(terms: list[str], latencies: list[float], cut: list[int] | None = None) -> float:
+        aim = replace(LATENCY, sla=parse_sla(terms))
+        (found,) = results([BEST], [measurement(BEST, latencies, cut=cut or [])])
+        return aim.times_beyond(aim.judge(found))
+
+    assert beyond(["p50<=1s"], [1.2, 1.1]) == pytest.approx(1.1)
+    assert beyond(["p50<=1s"], [1.2, 1.3], cut=[0, 1]) == pytest.approx(1.2)
+    assert beyond(["p50<=1s", "p95<=800ms"], [1.2, 1.1]) == pytest.approx(1.1 / 0.8)
+    assert beyond(["p50<=1s"], [1.2, 0.9]) == 1.0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -139,6 +140,15 @@ def test_a_request_past_its_limit_is_cut_and_says_so(info: EngineInfo, artifact:
     assert done.status == "ok"
     assert all(s.cut and s.latency_s > 0.1 and 0 < s.output_tokens < 50 for s in done.samples)
     assert done.clean == ()
+
+
+def test_a_request_whose_first_token_came_too_late_is_ended_there(info: EngineInfo, artifact: Path) -> None:
+    slow = trial(artifact, tokens=50, options={"token_ms": 20.0})
+    done = run(info, replace(slow, cut_first_after_s=0.001))
+    assert all(s.cut and s.output_tokens == 1 for s in done.samples)
+    done = run(info, replace(slow, cut_first_after_s=30.0))
+    assert not any(s.cut for s in done.samples)
+    assert {s.output_tokens for s in done.samples} == {50}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")

@@ -59,6 +59,7 @@ def expecting(latency_s: float, spread: float = 1.2, peak_bytes: float = 6e8, pl
         around(latency_s / 64),
         around(peak_bytes),
         around(1.0),
+        64.0,
         "reading weights, 90% of a request",
         "a test",
     )
@@ -102,19 +103,19 @@ def study(models: tuple[str, ...] = ("gpt2", "distilgpt2")) -> Study:
     ],
 )
 def test_the_outlook_is_sure_only_when_the_whole_interval_is_on_one_side(latency_s: float, sla: str, word: str) -> None:
-    assert judge(expecting(latency_s), parse_sla([sla]), 64, 10**12, SHAPE)[0] == word
+    assert judge(expecting(latency_s), parse_sla([sla]), 10**12, SHAPE)[0] == word
 
 
 def test_memory_outweighs_everything_else() -> None:
     sla = parse_sla(["p50<=2s"])
-    assert judge(expecting(1.0), sla, 64, 10**8, SHAPE)[0] == "does not fit"
-    assert judge(expecting(1.0), sla, 64, int(6.5e8), SHAPE) == ("cannot tell", "memory", "may not fit")
+    assert judge(expecting(1.0), sla, 10**8, SHAPE)[0] == "does not fit"
+    assert judge(expecting(1.0), sla, int(6.5e8), SHAPE) == ("cannot tell", "memory", "may not fit")
 
 
 def test_what_is_beaten_even_at_its_optimistic_end_is_not_worth_measuring() -> None:
     plans = [replace(PLAN, threads=n) for n in (1, 2, 4)]
     predictions = [expecting(s, plan=p) for s, p in zip((2.0, 1.0, 1.3), plans, strict=True)]
-    found = answer(predictions, parse_sla(["p50<=5s"]), 64, 10**12, {"gpt2": SHAPE})
+    found = answer(predictions, parse_sla(["p50<=5s"]), 10**12, {"gpt2": SHAPE})
     assert [(a.prediction.plan.threads, a.worth) for a in found] == [(2, True), (4, True), (1, False)]
 
 

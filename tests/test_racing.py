@@ -114,6 +114,7 @@ def expecting(
             around(seconds / 8),
             around(float((peak_bytes or {}).get(of, 100 * MIB))),
             around(1.0),
+            64.0,
             "weights",
             "a test",
         )
@@ -258,7 +259,7 @@ def test_a_wrong_prediction_is_found_out_by_looking() -> None:
 
 def test_a_request_that_cannot_win_any_more_is_ended() -> None:
     told = play(race(predict=expecting(SPEED, spread=4.0)), World())
-    assert told[0][0].cut_after_s == pytest.approx(1.5)  # the SLA's limit, while nothing is known
+    assert told[0][0].cut_after_s == pytest.approx(1.25 * 1.5)  # beyond the SLA's limit by far; no best is known
     slow = next((asked, m) for asked, m in told if asked.plan == PLANS[2])
     assert slow[0].cut_after_s == pytest.approx(1.5 * 0.9, rel=0.05)
     assert all(sample.cut for sample in slow[1].samples)
@@ -290,10 +291,87 @@ def test_when_nothing_meets_the_sla_it_says_so_and_stops() -> None:
     strict = SLA.from_p50_ms(500)
     search = race(sla=strict)
     told = play(search, World())
-    assert len(told) == len(PLANS)
+    assert len(told) == len(PLANS) + MIN_PROCESSES  # one shows by how much, whole and in as many as a verdict takes
+    assert {asked.cut_after_s for asked in finals(told)} == {None}
     selection = chosen(search, told, strict)
     assert selection.outcome == "none_meets"
     assert selection.exit_code == 3
+    assert selection.nearest is not None
+    assert selection.nearest.excess > 0.25
+
+
+def test_a_plan_whose_look_missed_by_little_is_tried_before_none_is_said_to_meet() -> None:
+    slow_looks = {(PLANS[5], 1): 1.15, (PLANS[0], 1): 1.15}  # one process may be slow as a whole
+    sla = SLA.from_p50_ms(950)
+    search = race(sla=sla)
+    told = play(search, World(slow=slow_looks))
+    assert {asked.plan for asked in finals(told)} >= {PLANS[5]}
+    winner = chosen(search, told, sla).winner
+    assert winner is not None
+    assert winner.plan == PLANS[5]
+    assert winner.result.processes >= MIN_PROCESSES
+
+
+@given(
+    speeds=st.lists(st.floats(0.3, 3.0), min_size=len(PLANS), max_size=len(PLANS)),
+    limit_s=st.floats(0.2, 2.0),
+    slow=st.dictionaries(st.tuples(st.sampled_from(PLANS), st.just(1)), st.floats(1.0, 1.2), max_size=3),
+)
+@settings(deadline=None, max_examples=60)
+def test_that_none_meets_is_said_of_a_shown_miss_only_and_never_where_one_meets_by_far(
+    speeds: list[float], limit_s: float, slow: dict[tuple[Plan, int], float]
+) -> None:
+    speed, sla = dict(zip(PLANS, speeds, strict=True)), SLA.from_p50_ms(1000 * limit_s)
+    search = race(sla=sla)
+    selection = chosen(search, play(search, World(speed, slow=slow)), sla)
+    if selection.outcome == "none_meets":
+        assert selection.nearest is not None
+        assert selection.nearest.ranked.result.processes >= MIN_PROCESSES
+        assert min(speeds) * max(SHAPE) > limit_s
+    if min(speeds) * max(SHAPE) < limit_s:
+        assert selection.outcome == "chosen"
+
+
+def test_a_budget_that_ends_among_looks_that_missed_says_nothing_of_the_sla() -> None:
+    strict = SLA.from_p50_ms(500)
+    search = race(sla=strict, limits=Limits(processes=4))
+    selection = chosen(search, play(search, World()), strict)
+    assert (selection.outcome, selection.exit_code) == ("undecided", 4)
+    assert search.unfinished
+
+
+def test_a_first_token_that_is_far_too_late_ends_a_request() -> None:
+    search = race(sla=parse_sla(["p50<=1500ms", "ttft<=80ms"]))
+    asked = search.ask()
+    assert asked is not None
+    assert asked.cut_first_after_s == pytest.approx(1.25 * 0.08)
+    assert asked.cut_after_s == pytest.approx(1.25 * 1.5)
+    lenient = race().ask()
+    assert lenient is not None
+    assert lenient.cut_first_after_s is None
+
+
+def test_what_only_a_limit_kept_from_the_final_is_not_called_beaten() -> None:
+    search = race(limits=Limits(processes=15))
+    told = play(search, World())
+    assert search.unfinished
+    assert {asked.plan for asked in finals(told)} == {PLANS[5]}
+    assert search.left_out.keys() == {PLANS[2], PLANS[4]}  # the others are within 1.25 times of it
+    done = race()
+    play(done, World())
+    assert not done.unfinished
+
+
+def test_what_was_disturbed_rules_no_plan_out() -> None:
+    search = race(predict=expecting(SPEED, spread=1.4))
+    world, count = World(), 0
+    while count < 60 and (asked := search.ask()) is not None:
+        found = world.run(asked)
+        noisy = tuple(replace(sample, disturbed=("something",)) for sample in found.samples)
+        search.tell(replace(found, samples=noisy))
+        count += 1
+    assert count > len(PLANS) // 2
+    assert search.left_out == {}
 
 
 def test_a_finalist_that_fails_makes_way_for_the_next() -> None:

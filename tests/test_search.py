@@ -13,6 +13,7 @@ from inferplan.measurement import Measurement
 from inferplan.plan import Plan, Space
 from inferplan.search import Search
 from inferplan.search.exhaustive import Exhaustive
+from inferplan.search.limits import NO_LIMITS, Limits
 from inferplan.selection import SLA, Objective
 
 SHAPE = [1.0, 1.02, 0.98, 1.01, 0.99, 1.03, 0.97, 1.005]
@@ -21,7 +22,12 @@ SPEED = {PLANS[0]: 1.0, PLANS[1]: 1.05, PLANS[2]: 2.0, PLANS[3]: 1.02, PLANS[4]:
 
 
 def search(
-    plans: list[Plan] = PLANS, *, rounds: int = 2, all_rounds: bool = False, done: list[Measurement] | None = None
+    plans: list[Plan] = PLANS,
+    *,
+    rounds: int = 2,
+    all_rounds: bool = False,
+    limits: Limits = NO_LIMITS,
+    done: list[Measurement] | None = None,
 ) -> Exhaustive:
     return Exhaustive(
         plans,
@@ -31,6 +37,7 @@ def search(
         2,
         rounds=rounds,
         all_rounds=all_rounds,
+        limits=limits,
         done=done or [],
     )
 
@@ -108,6 +115,18 @@ def test_an_interrupted_round_is_taken_again() -> None:
     again = asked(play(search(done=first)))
     assert again[0] == ("c1", 1)
     assert again[1:] == [("b2", 2), ("a2", 2), ("a1", 2)]
+
+
+def test_a_limit_bounds_what_remains_and_leaves_it_unfinished() -> None:
+    one = search(limits=Limits(processes=3))
+    assert one.remaining == 3
+    assert len(play(one)) == 3
+    assert one.remaining == 0
+    assert one.unfinished
+    whole = search()
+    assert whole.unfinished
+    play(whole)
+    assert not whole.unfinished
 
 
 def test_remaining_counts_down_to_nothing() -> None:

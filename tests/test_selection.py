@@ -563,7 +563,43 @@ def test_what_meets_as_far_as_it_was_looked_at_is_open_and_no_miss() -> None:
     found = pick([PlanResult(A, (look,)), ran(B, 1.0, peak=9000 * MIB)], "peak_rss<=2GB")
     assert {r.plan: r.verdict for r in found.ranked} == {A: "meets", B: "misses"}
     assert (found.outcome, found.exit_code) == ("undecided", 4)
-    assert found.settle == "1 meets it as far as it was looked at, which chooses none: measure on"
+    assert found.settle == "1 was only looked at, which chooses none: measure on"
+
+
+def test_what_looks_alone_ruled_out_is_no_miss_until_one_is_shown() -> None:
+    look = replace(measurement(A, [1.6, 1.7], cut=[0, 1]), look=True)
+    ruled_out = PlanResult(A, (look,), "ruled out by a look: all 2 requests are beyond p50<=1500ms")
+    found = pick([ruled_out])
+    assert (found.outcome, found.exit_code) == ("undecided", 4)
+    assert found.settle == "1 was ruled out by a look, which shows no miss: measure on"
+    shown = pick([ruled_out, ran(B, 1.9, rounds=6)])
+    assert (shown.outcome, shown.exit_code) == ("none_meets", 3)
+    assert shown.nearest is not None
+    assert shown.nearest.ranked.plan == B
+
+
+def test_what_is_not_shown_of_processes_to_come_gives_way_and_says_so() -> None:
+    certain, faster = ran(A, 0.5, rounds=6), ran(B, 0.4, rounds=5)
+    found = pick([certain, faster])
+    assert found.winner is not None
+    assert found.winner.plan == A
+    assert found.runner_up is not None
+    assert found.runner_up.plan == B
+    why = found.runner_up.reason
+    assert why == (
+        "meets p50<=1500ms in the 5 processes seen, p50 0.80x the winner's; not shown of processes to come, which "
+        "takes 1 more at the least"
+    )
+    assert any(note.startswith(f"{B} has the lower latency, but meets p50<=1500ms in the 5") for note in found.notes)
+
+
+def test_nothing_is_noted_of_a_plan_that_was_only_looked_at() -> None:
+    look = replace(measurement(B, [0.3, 0.31], cut=[0, 1]), look=True)
+    found = pick([ran(A, 0.5, rounds=6), PlanResult(B, (look,), "ruled out by a look: at least 1.23x the latency")])
+    assert found.notes == ()
+    open_one = pick([ran(A, 0.5, rounds=6), PlanResult(B, (look,))])
+    assert open_one.notes == ()
+    assert by_plan(open_one)[B].reason == "only looked at, which rules plans out and chooses none"
 
 
 def test_a_process_beyond_the_limit_is_outweighed_by_as_many_as_a_claim_about_others_takes() -> None:

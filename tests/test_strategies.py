@@ -23,6 +23,7 @@ from inferplan.rates import LIBRARIES, Rate, Rates
 from inferplan.result import results
 from inferplan.search.exhaustive import Exhaustive
 from inferplan.search.racing import Racing
+from inferplan.selection import parse_sla
 from inferplan.shapes import shape_of
 from inferplan.store import Store
 from inferplan.strategies import announced, expectations, expected, looked_at, search_for
@@ -106,6 +107,18 @@ def test_a_race_says_beforehand_how_many_processes_its_winner_takes() -> None:
     assert announced(asking("exhaustive")) == ""
 
 
+def test_that_a_limit_or_the_rounds_are_too_few_is_said_beforehand() -> None:
+    few = replace(asking("racing"), settings=Settings(strategy="racing", max_trials=6))
+    assert "6 in all are too few" in announced(few)
+    assert "too few" not in announced(replace(few, settings=replace(few.settings, max_trials=60)))
+    short = replace(few, settings=Settings(strategy="racing", budget_s=40.0))
+    assert announced(short).endswith(", if 40 s are enough for that")
+    tail = replace(asking("exhaustive"), sla=parse_sla(["p50<=1s", "p95<=2s"]))
+    said = "2 rounds of 8 prompts cannot bound p95<=2s, which takes 59 requests a plan: --rounds 8"
+    assert announced(tail) == said
+    assert announced(replace(tail, settings=Settings(rounds=8))) == ""
+
+
 def test_more_is_expected_of_a_larger_precision_and_what_was_measured_is_believed() -> None:
     plans = [Plan("gpt2", "llamacpp", precision, 1) for precision in ("fp32", "int8")]
     foreseen = expectations(plans, {"gpt2": shape_of(GPT2)}, RATES, {"gpt2": [10, 30]}, (0, 1), 8)
@@ -119,8 +132,11 @@ def test_more_is_expected_of_a_larger_precision_and_what_was_measured_is_believe
 
 def test_what_is_expected_is_of_the_requests_that_a_look_sends(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(GPT2))
-    looks = looked_at([len(request.prompt_ids) for request in Tokens().requests("gpt2")])
-    prompts = tuple(Prompt(text=f"{i}", max_new_tokens=8 if i in looks else 512) for i in range(8))
+    # The prompts of middle length ask for the longest answers: what a look sends must speak for the median request.
+    outputs = [8, 8, 8, 512, 512, 8, 8, 8]
+    looks = looked_at([len(request.prompt_ids) for request in Tokens().requests("gpt2")], outputs)
+    assert {outputs[place] for place in looks} == {8}
+    prompts = tuple(Prompt(text=f"{i}", max_new_tokens=tokens) for i, tokens in enumerate(outputs))
     asked = replace(study(models=("gpt2",), prompts=prompts), settings=Settings(strategy="racing"))
     asked = replace(asked, checkpoints=(Checkpoint("gpt2", tmp_path, "local", "float32", content_hash="a hash"),))
     plan = asked.plans[0]

@@ -192,6 +192,10 @@ class OneLook:
         self._asks = False
 
     @property
+    def unfinished(self) -> bool:
+        return False
+
+    @property
     def left_out(self) -> dict[Plan, str]:
         return dict.fromkeys(self._plans, "predicted to be slow")
 
@@ -219,11 +223,23 @@ def test_a_search_that_starts_nothing_says_why_of_every_plan(store: Store) -> No
     assert dict(study.load(store, asked.id).left_out) == search.left_out
 
 
+def test_that_a_limit_ended_the_search_is_kept_with_what_it_left(store: Store) -> None:
+    asked = replace(new_study(models=("a",)), settings=Settings(max_trials=2))
+    done = study.run(begin(store, asked), store, Ready(), {"fake": INFO}, watch=WATCH, take=replay(by_precision))
+    kept = study.load(store, done.id)
+    left = len(asked.plans) - 2
+    assert kept.ended.startswith(f"the limit of 2 processes ended the search: {left} plans were never started that may")
+    assert f"--resume {done.id}` goes on" in kept.ended
+    freed = replace(kept, settings=Settings())
+    over = study.run(freed, store, Ready(), {"fake": INFO}, watch=WATCH, take=replay(by_precision))
+    assert over.ended == study.load(store, done.id).ended == ""
+
+
 def test_what_was_ruled_out_under_one_sla_is_open_under_another(store: Store) -> None:
     asked = begin(store, new_study(sla_ms=10.0, models=("a",)))
     search = OneLook(asked.plans)
     done = study.run(asked, store, Ready(), {"fake": INFO}, watch=WATCH, take=replay(by_precision), search=search)
-    assert done.select().outcome == "none_meets"
+    assert done.select().outcome == "undecided"
     other = done.select(SLA.from_p50_ms(60_000))
     assert (other.outcome, other.exit_code) == ("undecided", 4)
     assert not any("predicted" in r.reason for r in other.ranked)

@@ -32,6 +32,7 @@ class Prediction:
         latency_s, ttft_s, tpot_s: medians over requests.
         peak_bytes: of the process.
         startup_s: from starting the process until the model is loaded.
+        output_tokens: of the request that it is about.
         bottleneck: what takes most of a request, and its share.
         basis: how much was measured that it rests on.
     """
@@ -42,6 +43,7 @@ class Prediction:
     tpot_s: Range
     peak_bytes: Range
     startup_s: Range
+    output_tokens: float
     bottleneck: str
     basis: str
 

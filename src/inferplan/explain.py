@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .plan import Plan
-from .ranking import Objective, Ranked, figure, least, order, ratio_of
+from .ranking import Objective, Ranked, figure, least, order, ratio_of, sure
 from .sla import Kind, format_quantity
 from .stats import Ratio
 from .verdict import Judgement, reachable_text, shortfall, what_settles
 
 _KINDS: Mapping[str, Kind] = {"latency": "time", "memory": "memory", "cost": "money"}
+_ONLY_LOOKED_AT = "only looked at, which rules plans out and chooses none"
 _FAR = 1.5  # beyond this ratio a wide interval needs no note
 
 
@@ -48,8 +49,22 @@ def explained(r: Ranked, winner: Ranked, objective: Objective, tied: bool) -> Ra
         return replace(r, reason=f"meets {_limits(r)} {why}")
     ratio = ratio_of(r, winner) if r.eligible else None
     ratio = None if ratio is None or ratio.value is None else ratio
-    why = r.result.left_out if r.eligible and r.result.looked_at else ""
-    return replace(r, ratio=ratio, reason=why or disqualified(r) or _beaten(r, winner, ratio, objective))
+    why = (r.result.left_out or _ONLY_LOOKED_AT) if r.eligible and r.result.looked_at else ""
+    why = why or disqualified(r) or _unsure(r, winner) or _beaten(r, winner, ratio, objective)
+    return replace(r, ratio=ratio, reason=why)
+
+
+def _unsure(r: Ranked, winner: Ranked) -> str:
+    """Why it gave way to a plan of which more is shown; empty where as much is shown of it."""
+    if sure(r) or not sure(winner):
+        return ""
+    seen = f"{r.result.processes} process{'' if r.result.processes == 1 else 'es'}"
+    more = max((j.in_general.needed or 0 for j in r.judgements if j.in_general is not None), default=0)
+    figures = f", p50 {least(r.p50_s) / least(winner.p50_s):.2f}x the winner's" if r.p50_s and winner.p50_s else ""
+    return (
+        f"meets {_limits(r)} in the {seen} seen{figures}; not shown of processes to come, which takes {more} more at "
+        "the least"
+    )
 
 
 def _limits(r: Ranked) -> str:
@@ -114,19 +129,27 @@ def notes_on(
 ) -> tuple[str, ...]:
     """What the reader of the choice should know: plans not told apart from the fastest, and undecided better ones."""
     close = [r for r in ranked if r.plan in against and against[r.plan].relation() == "undecided"]
-    better = [
+    lower = [
         r
         for r in ranked
-        if r.eligible and r.verdict == "undecided" and least(figure(r, objective)) < least(figure(winner, objective))
+        if r.eligible
+        and least(figure(r, objective)) < least(figure(winner, objective))
+        and not (r.result.looked_at or r.result.left_out)
     ]
+    better = [(r, disqualified(r)) for r in lower if r.verdict == "undecided"]
+    better += [(r, why) for r in lower if r.verdict == "meets" and (why := _unsure(r, winner))]
     return (
         *(
             f"{r.plan} is not distinguished from {first.plan} with these samples ({_in_words(against[r.plan])})"
             for r in close
             if least(against[r.plan].value) <= _FAR
         ),
-        *(f"{r.plan} has the lower {objective.metric}, but is {disqualified(r)}" for r in better),
+        *(f"{r.plan} has the lower {objective.metric}, but {_is(why)}" for r, why in better),
     )
+
+
+def _is(why: str) -> str:
+    return f"is {why}" if why.startswith("undecided") else why
 
 
 def _in_words(ratio: Ratio) -> str:
@@ -158,24 +181,38 @@ def _excess(judgement: Judgement) -> float:
     return math.inf if judgement.margin is None else -judgement.margin
 
 
-def settling(open_ones: Sequence[Ranked], objective: Objective) -> str:
-    """What would settle the open plans, the best three of the undecided in full."""
+def settling(ranked: Sequence[Ranked], objective: Objective) -> str:
+    """What would settle the plans that may still meet the SLA, the best three of the undecided in full."""
+    open_ones = [r for r in ranked if not r.result.failed and not r.result.left_out]
     waiting = [r for r in open_ones if not r.eligible]
-    looked_at = [r for r in open_ones if r.verdict == "meets"]
-    tried = sorted((r for r in open_ones if r.eligible and r not in looked_at), key=lambda r: order(r, objective))
+    looked_at = [r for r in open_ones if r.eligible and r.result.looked_at and r.verdict != "misses"]
+    tried = [r for r in open_ones if r.eligible and r.verdict == "undecided" and not r.result.looked_at]
+    tried.sort(key=lambda r: order(r, objective))
     parts = [
-        f"{r.plan}: " + "; ".join(what_settles(j) + _in_rounds(r, j) for j in r.judgements if j.verdict == "undecided")
-        for r in tried[:3]
+        f"{r.plan}: " + "; ".join(_settles(r, j) for j in r.judgements if j.verdict == "undecided") for r in tried[:3]
     ]
     if len(tried) > 3:
         parts.append(f"{len(tried) - 3} more undecided")
     if looked_at:
-        one = len(looked_at) == 1
-        so_far = "meets it as far as it was looked at" if one else "meet it as far as they were looked at"
-        parts.append(f"{len(looked_at)} {so_far}, which chooses none: measure on")
+        parts.append(f"{_plans(looked_at)} only looked at, which chooses none: measure on")
     if waiting:
         parts.append(f"{len(waiting)} not measured yet")
+    if not parts and (ruled_out := [r for r in ranked if r.eligible and r.result.looked_at]):
+        parts.append(f"{_plans(ruled_out)} ruled out by a look, which shows no miss: measure on")
     return ". ".join(parts)
+
+
+def _plans(of: Sequence[Ranked]) -> str:
+    return f"{len(of)} {'was' if len(of) == 1 else 'were'}"
+
+
+def _settles(r: Ranked, judgement: Judgement) -> str:
+    """What would settle one judgement; of a race, which goes on until it speaks of processes to come, in processes."""
+    general, raced = judgement.in_general, any(m.look for m in r.result.measurements)
+    if raced and judgement.needed is not None and general is not None and general.needed:
+        more = f"{general.needed} more process{'' if general.needed == 1 else 'es'}"
+        return f"{judgement.why}; {more} at the least would settle it"
+    return what_settles(judgement) + _in_rounds(r, judgement)
 
 
 def _in_rounds(r: Ranked, judgement: Judgement) -> str:

@@ -233,7 +233,7 @@ class _Record:
 def _run_requests(child: _Child, trial: Trial, watch: Watch, record: _Record, keep: Keep) -> None:
     """Warm up, send every request once, then take disturbed ones again while retakes last."""
     for request in trial.warmup:
-        child.generate(request, None)
+        child.generate(request)
     waiting, retakes = list(trial.requests), trial.retakes
     again: list[Request] = []
     while waiting:
@@ -251,7 +251,7 @@ def _observed(child: _Child, request: Request, trial: Trial, watch: Watch) -> Sa
     """One sample with the outside world's signals around it."""
     canary_s = watch.canary.read() if watch.canary is not None else None
     before, parent_cpu, helpers = validity.read_counters(), time.process_time(), child.helpers_cpu_s()
-    sample = child.generate(request, trial.cut_after_s)
+    sample = child.generate(request, trial.cut_after_s, trial.cut_first_after_s)
     after, parent_cpu = validity.read_counters(), time.process_time() - parent_cpu
     cpu_s = sample.cpu_s + child.helpers_cpu_s() - helpers
     seen = validity.signals(before, after, cpu_s, parent_cpu, canary_s)
@@ -319,10 +319,12 @@ class _Child:
         if not procmem.reset_peak(self._process.pid) and self._method.startswith("VmHWM"):
             self._method = "VmHWM, not reset between load and generate"
 
-    def generate(self, request: Request, cut_after_s: float | None) -> Sample:
+    def generate(
+        self, request: Request, cut_after_s: float | None = None, cut_first_after_s: float | None = None
+    ) -> Sample:
         """Send one request and wait for its sample."""
         task = {"do": "generate", "prompt_ids": request.prompt_ids, "max_tokens": request.max_tokens}
-        self._send({**task, "cut_after_s": cut_after_s})
+        self._send({**task, "cut_after_s": cut_after_s, "cut_first_after_s": cut_first_after_s})
         answer = self._receive(self._trial.request_timeout_s, "generating")
         ids = tuple(answer["output_ids"])
         self._look()

@@ -44,6 +44,7 @@ class Trial:
         warmup: requests sent first and not measured, with other prompts.
         cut_after_s: end a request that is still running after so many seconds,
             because its plan has then already been shown to miss; None: never.
+        cut_first_after_s: end a request whose first token came later; None: never.
         request_timeout_s: a request longer than this is a hang.
         load_timeout_s: a load longer than this is a hang.
         cpus: CPU numbers to pin the process to; empty: no pinning.
@@ -56,6 +57,7 @@ class Trial:
     requests: tuple[Request, ...]
     warmup: tuple[Request, ...] = ()
     cut_after_s: float | None = None
+    cut_first_after_s: float | None = None
     request_timeout_s: float = 600.0
     load_timeout_s: float = 600.0
     cpus: tuple[int, ...] = ()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import fits
+from .foretold import foretold
 from .predict import Prediction, Range
 from .shapes import Shape
 from .sla import SLA, Constraint, format_quantity
@@ -39,7 +40,6 @@ class Answer:
 def answer(
     predictions: Sequence[Prediction],
     sla: SLA | None,
-    output_tokens: float,
     granted_bytes: int,
     shapes: Mapping[str, Shape],
 ) -> tuple[Answer, ...]:
@@ -48,7 +48,7 @@ def answer(
     A plan is worth measuring where nothing speaks against it and its optimistic end is not
     beaten by the pessimistic end of another such plan of its model.
     """
-    outlooks = [judge(p, sla, output_tokens, granted_bytes, shapes[p.plan.model]) for p in predictions]
+    outlooks = [judge(p, sla, granted_bytes, shapes[p.plan.model]) for p in predictions]
     open_ones = [(p, o) for p, o in zip(predictions, outlooks, strict=True) if o[0] in ("likely meets", "cannot tell")]
     # What is likely to meet sets the bar; where nothing is, everything that cannot be told.
     sure = [pair for pair in open_ones if pair[1][0] == "likely meets"] or open_ones
@@ -64,9 +64,7 @@ def answer(
     return tuple(sorted(found, key=lambda a: (order[a.prediction.plan.model], a.prediction.latency_s.value)))
 
 
-def judge(
-    prediction: Prediction, sla: SLA | None, output_tokens: float, granted_bytes: int, shape: Shape
-) -> tuple[Outlook, str, str]:
+def judge(prediction: Prediction, sla: SLA | None, granted_bytes: int, shape: Shape) -> tuple[Outlook, str, str]:
     """The outlook, what it is about, and what is to be said of the memory.
 
     `likely`: the whole interval lies on one side of the limit. Memory that surely
@@ -80,7 +78,7 @@ def judge(
     memory = "may not fit" if peak.high > granted_bytes else ""
     if sla is None:
         return "cannot tell", "no SLA was given", memory
-    told = [(c, _side(c, prediction, output_tokens)) for c in sla.constraints]
+    told = [(c, _side(c, prediction)) for c in sla.constraints]
     if misses := [c for c, side in told if side == "misses"]:
         return "likely misses", ", ".join(map(str, misses)), memory
     if unsure := [c for c, side in told if side != "meets"]:
@@ -88,24 +86,14 @@ def judge(
     return ("cannot tell", "memory", memory) if memory else ("likely meets", str(sla), "")
 
 
-def _side(constraint: Constraint, prediction: Prediction, output_tokens: float) -> str:
+def _side(constraint: Constraint, prediction: Prediction) -> str:
     """`meets`, `misses`, or nothing where the limit lies inside the interval or the metric is not predicted."""
     metric, limit = constraint.metric, constraint.limit
-    latency = prediction.latency_s
-    if metric.quantity == "tokens_per_s":
-        rates_ = Range(output_tokens / latency.high, output_tokens / latency.value, output_tokens / latency.low)
-        return "meets" if rates_.low >= limit else "misses" if rates_.high < limit else ""
-    ranges = {
-        "latency": latency,
-        "ttft": prediction.ttft_s,
-        "tpot": prediction.tpot_s,
-        "peak_rss": prediction.peak_bytes,
-        # Start-up includes loading: it bounds it from above only.
-        "load": Range(0.0, prediction.startup_s.value, prediction.startup_s.high),
-    }
-    found = ranges.get(metric.quantity)
+    found = foretold(metric, prediction)
     if found is None:
         return ""
+    if constraint.op == ">=":
+        return "meets" if found.low >= limit else "misses" if found.high < limit else ""
     above = metric.q is not None and metric.q > 0.5
     below = metric.q is not None and metric.q < 0.5
     if found.high * (_TAIL if above else 1.0) <= limit:

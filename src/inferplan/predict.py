@@ -132,14 +132,14 @@ class Predictor:
 
     def foresee(self, asked: Asked) -> tuple[Prediction, ...]:
         """What a request to each of its plans, and its process, would take; in the order of the plans."""
-        return self._predictions(asked.plans, self._guess(asked)) if asked.plans else ()
+        return self._predictions(asked.plans, asked.output_tokens, self._guess(asked)) if asked.plans else ()
 
     def left_out(self) -> tuple[Prediction, ...]:
         """Each observation as predicted without any of its own plan, in the order of `seen`."""
         if not self.seen:
             return ()
-        plans = [o.plan for o in self.seen]
-        return self._predictions(plans, self._left_out())
+        plans, tokens = [o.plan for o in self.seen], [o.output_tokens for o in self.seen]
+        return self._predictions(plans, tokens, self._left_out())
 
     def _guess(self, asked: Asked) -> _Guess:
         import numpy as np
@@ -193,7 +193,7 @@ class Predictor:
             )
         return widths
 
-    def _predictions(self, plans: Sequence[Plan], guess: _Guess) -> tuple[Prediction, ...]:
+    def _predictions(self, plans: Sequence[Plan], tokens: Sequence[float], guess: _Guess) -> tuple[Prediction, ...]:
         ranges = {
             name: [_range(m, s * self.widths[name]) for m, s in zip(guess.log[name], guess.sd[name], strict=True)]
             for name in guess.log
@@ -207,6 +207,7 @@ class Predictor:
                 tpot_s=ranges["tpot"][i],
                 peak_bytes=ranges["peak"][i],
                 startup_s=ranges["startup"][i],
+                output_tokens=tokens[i],
                 bottleneck=_bottleneck(guess.causes[i]),
                 basis=basis.of(plan),
             )

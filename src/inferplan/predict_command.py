@@ -74,7 +74,7 @@ def predict(arguments: argparse.Namespace) -> int:
     ]
     predictor = Predictor.fit(seen, known, {**learned.shapes, **asked})
     predictions = predictor.predict_all(plans, arguments.prompt_tokens, arguments.max_new_tokens)
-    answers = answer(predictions, sla, arguments.max_new_tokens, granted, asked)
+    answers = answer(predictions, sla, granted, asked)
     if arguments.json:
         print(json.dumps(_as_json(answers, out, sla, arguments, len({one.plan for one in seen}), granted), indent=2))
     else:

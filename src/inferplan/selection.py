@@ -56,7 +56,7 @@ class Selection:
     Attributes:
         winner: the chosen plan; None unless `outcome` is `chosen`.
         ranked: every plan, by p50 latency, then peak memory; those without figures last.
-        runner_up: the next best that also meets the SLA.
+        runner_up: the next best that also meets the SLA; of the plans seen, where it is shown of no other to come.
         tie: a sentence, when a tie was broken by memory; empty otherwise.
         notes: sentences that the reader of the choice should know.
         nearest: when none meets.
@@ -102,15 +102,15 @@ def choose(results: Sequence[PlanResult], sla: SLA, objective: Objective, prices
         cores: that the machine grants; what threads beyond them cost nothing.
     """
     ranked = in_order(tuple(judged(r, sla, prices, cores) for r in results))
-    meeting = sorted((r for r in ranked if may_win(r)), key=lambda r: order(r, objective))
-    meeting = [r for r in meeting if sure(r)] or meeting
+    able = sorted((r for r in ranked if may_win(r)), key=lambda r: order(r, objective))
+    meeting = [r for r in able if sure(r)] or able
     if not meeting:
         return _without_winner(ranked, sla, objective, prices, cores)
     first = meeting[0]
     against = {r.plan: ratio_of(r, first) for r in meeting[1:]} if objective.metric == "latency" else {}
     tied = [r for r in meeting[1:] if r.plan in against and against[r.plan].relation() == "tie"]
     winner = min([first, *tied], key=lambda r: (least(r.peak_bytes), least(r.p50_s)))
-    rest = [r for r in meeting if r.plan != winner.plan]
+    rest = [r for r in (*meeting, *able) if r.plan != winner.plan]
     shown = {r.plan: explained(r, winner, objective, bool(tied)) for r in ranked}
     return Selection(
         outcome="chosen",
@@ -165,10 +165,11 @@ def _without_winner(
     ranked: Sequence[Ranked], sla: SLA, objective: Objective, prices: Prices, cores: float
 ) -> Selection:
     shown = tuple(replace(r, reason=disqualified(r)) for r in ranked)
-    # What was only looked at may meet and yet not be chosen: that is open, and no miss.
+    # What was only looked at may meet and yet not be chosen: that is open, and no miss. Nor is it a miss where all
+    # that was measured is looks that ruled plans out: one must be shown.
     open_ones = [r for r in shown if not r.result.failed and r.verdict != "misses" and not r.result.left_out]
     measured = any(r.eligible for r in shown)
-    outcome: Outcome = "undecided" if open_ones else "none_meets"
+    outcome: Outcome = "none_meets" if not open_ones and any(r.verdict == "misses" for r in shown) else "undecided"
     if not measured:
         outcome = "nothing_measured"
     return Selection(
@@ -179,7 +180,7 @@ def _without_winner(
         tie="",
         notes=(),
         nearest=nearest_to(shown) if outcome == "none_meets" else None,
-        settle=settling(open_ones, objective),
+        settle=settling(shown, objective),
         sla=sla,
         objective=objective,
         prices=prices,

@@ -6,6 +6,7 @@ the machine to `predict`.
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,8 @@ from .search.picking import Kind, optuna_pick
 from .search.racing import Pick, Predict, Racing
 from .sequential import processes_needed, required_share
 from .shapes import Shape, shape_of
-from .stats import CONFIDENCE, MIN_PROCESSES
+from .sla import Constraint
+from .stats import CONFIDENCE, MIN_PROCESSES, bound_needs
 from .store import Store
 from .study import RACES, Ready, Study
 
@@ -51,7 +53,7 @@ def search_for(study: Study, ready: Ready, predict: Predict | None = None) -> Se
             study.prices,
             study.machine.cores_granted,
             prompts=len(study.workload.prompts),
-            look_at=looked_at(_lengths(study, ready)[study.space.models[0]]),
+            look_at=_looked_at(study, ready),
             predict=predict,
             pick=_pick(study),
             memory_bytes=granted_bytes(),
@@ -84,16 +86,32 @@ def _pick(study: Study) -> Pick | None:
 
 
 def announced(study: Study) -> str:
-    """What a race will take, in a sentence, before anything runs; empty for other strategies."""
-    if study.settings.strategy not in RACES:
-        return ""
+    """What the search will take, in a sentence, before anything runs; empty where there is nothing to say of it."""
     quantiles = [c for c in study.sla.constraints if c.metric.q is not None]
+    if study.settings.strategy not in RACES:
+        return _too_few(study, quantiles)
     needed = {c: max(processes_needed(required_share(c)), MIN_PROCESSES) for c in quantiles}
     most = max(needed, key=needed.__getitem__, default=None)
     count = MIN_PROCESSES if most is None else needed[most]
     for_what = "" if most is None else f" to show {most} at {CONFIDENCE:.0%}"
     what = f"{study.settings.strategy} over {len(study.plans)} plans"
-    return f"{what}; the winner will be confirmed in at least {count} processes{for_what}"
+    said = f"{what}; the winner will be confirmed in at least {count} processes{for_what}"
+    budget, trials = study.settings.budget_s, study.settings.max_trials
+    if trials is not None and trials <= count:
+        return (
+            f"{said}, which {trials} in all are too few for: what is best by then is shown of the processes seen alone"
+        )
+    return said if budget is None else f"{said}, if {budget:g} s are enough for that"
+
+
+def _too_few(study: Study, quantiles: Sequence[Constraint]) -> str:
+    """That the rounds are too few to bound a quantile; empty where they are not."""
+    most = max(quantiles, key=lambda c: bound_needs(required_share(c)), default=None)
+    prompts, rounds = len(study.workload.prompts), study.settings.rounds
+    if most is None or (needed := bound_needs(required_share(most))) <= rounds * prompts:
+        return ""
+    what = f"{rounds} round{'' if rounds == 1 else 's'} of {prompts} prompt{'' if prompts == 1 else 's'}"
+    return f"{what} cannot bound {most}, which takes {needed} requests a plan: --rounds {math.ceil(needed / prompts)}"
 
 
 def expected(study: Study, ready: Ready, store: Store, tell: Tell) -> Predict | None:
@@ -106,9 +124,8 @@ def expected(study: Study, ready: Ready, store: Store, tell: Tell) -> Predict | 
     shapes = {checkpoint.name: shape for checkpoint in study.checkpoints if (shape := _shape(checkpoint)) is not None}
     if not shapes:
         return None
-    lengths = _lengths(study, ready)
+    lengths, places = _lengths(study, ready), _looked_at(study, ready)
     rates = kept(store, study.machine, tell=tell)
-    places = looked_at(lengths[study.space.models[0]])
     tokens = fmean(study.workload.output_tokens(place) for place in places)
     return expectations(study.plans, shapes, rates, lengths, places, tokens)
 
@@ -124,9 +141,21 @@ def _lengths(study: Study, ready: Ready) -> dict[str, list[int]]:
     return {model: [len(request.prompt_ids) for request in ready.requests(model)] for model in study.space.models}
 
 
-def looked_at(prompt_tokens: Sequence[int]) -> tuple[int, ...]:
-    """The requests that a look sends: those whose prompts are the nearest to the middle length."""
-    by_length = sorted(range(len(prompt_tokens)), key=lambda place: (prompt_tokens[place], place))
+def _looked_at(study: Study, ready: Ready) -> tuple[int, ...]:
+    outputs = [study.workload.output_tokens(place) for place in range(len(study.workload.prompts))]
+    return looked_at(_lengths(study, ready)[study.space.models[0]], outputs)
+
+
+def looked_at(prompt_tokens: Sequence[int], output_tokens: Sequence[int] = ()) -> tuple[int, ...]:
+    """The requests that a look sends: those in the middle of the order by how long they take.
+
+    An output token takes longer than one of the prompt: where the numbers of output tokens differ, they come first.
+    """
+
+    def length(place: int) -> tuple[int, int, int]:
+        return (output_tokens[place] if output_tokens else 0, prompt_tokens[place], place)
+
+    by_length = sorted(range(len(prompt_tokens)), key=length)
     middle = max((len(by_length) - LOOKED_AT) // 2, 0)
     return tuple(sorted(by_length[middle : middle + LOOKED_AT]))
 

@@ -102,7 +102,8 @@ class Study:
 
     `rejected` are the plans that no engine can run, with the reason; they are rows too. `left_out` are those
     that the search was done with before they could be chosen. `reuse` says what came of `Settings.reuse`, in a
-    sentence; it is empty until that is known.
+    sentence; it is empty until that is known. `ended` says, where a limit ended the search, which one, and how to go
+    on; it is empty where the search had nothing more to ask.
     """
 
     id: str
@@ -121,6 +122,7 @@ class Study:
     measurements: tuple[Measurement, ...] = ()
     finished: bool = False
     reuse: str = ""
+    ended: str = ""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -341,9 +343,26 @@ def run(
         search.tell(measurement)
         study = _ruled_out(replace(study, measurements=(*study.measurements, measurement)), search, store)
         notify(PlanDone(measurement, study))
-    study = replace(_ruled_out(study, search, store), finished=True)
+    study = _ruled_out(study, search, store)
+    study = replace(study, finished=True, ended=_ended(study) if search.unfinished else "")
     save_header(store, study)
     return study
+
+
+def _ended(study: Study) -> str:
+    """That a limit ended the search, what it left unmeasured, and how to go on."""
+    budget, trials = study.settings.budget_s, study.settings.max_trials
+    limits = [] if budget is None else [f"the budget of {budget:g} s"]
+    limits += [] if trials is None else [f"the limit of {trials} process{'' if trials == 1 else 'es'}"]
+    begun = {m.plan for m in study.measurements} | {plan for plan, _ in study.left_out}
+    waiting = sum(plan not in begun for plan in study.plans)
+    left = "there was more to measure"
+    if waiting:
+        left = f"{waiting} plan{' was' if waiting == 1 else 's were'} never started that may be better"
+    return (
+        f"{' and '.join(limits)} ended the search: {left}. `inferplan optimize --resume {study.id}` goes on with a "
+        "larger limit, counted from the beginning"
+    )
 
 
 def _ruled_out(study: Study, search: Search, store: Store) -> Study:
@@ -398,6 +417,7 @@ def _trial(study: Study, ready: Ready, proposal: Proposal, artifact: Path) -> Tr
         requests=requests,
         warmup=ready.warmup(plan.model),
         cut_after_s=min((s for s in (cut, proposal.cut_after_s) if s is not None), default=None),
+        cut_first_after_s=proposal.cut_first_after_s,
         request_timeout_s=settings.request_timeout_s,
         load_timeout_s=settings.load_timeout_s,
         cpus=pin(plan.threads, preferred_cpus()),

@@ -5,7 +5,7 @@ lines on standard input and output. Standard library only, but for its engine.
 
     parent  {"do": "load", "plan": ..., "artifact": ..., "cpus": [...]}
     worker  {"event": "loaded", "load_s": ..., "actual": ..., "libraries": ...}
-    parent  {"do": "generate", "prompt_ids": [...], "max_tokens": n, "cut_after_s": null}
+    parent  {"do": "generate", "prompt_ids": [...], "max_tokens": n, "cut_after_s": null, "cut_first_after_s": null}
     worker  {"event": "sample", "latency_s": ..., "token_times_s": [...], ...}
     parent  {"do": "close"}                            worker  {"event": "closed"}
 
@@ -163,9 +163,13 @@ def _with_affinity(actual: Actual) -> Actual:
     return replace(actual, details={**actual.details, "cpus": pinned})
 
 
+def _or_never(seconds: float | None) -> float:
+    return float("inf") if seconds is None else float(seconds)
+
+
 def _generate(engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
     prompt, limit = tuple(command["prompt_ids"]), int(command["max_tokens"])
-    cut_after = float("inf") if command.get("cut_after_s") is None else float(command["cut_after_s"])
+    cut_after, cut_first_after = (_or_never(command.get(name)) for name in ("cut_after_s", "cut_first_after_s"))
     times: list[float] = []
     ids: list[int] = []
     clock, cut = time.perf_counter, False
@@ -177,7 +181,7 @@ def _generate(engine: Engine, command: dict[str, Any]) -> dict[str, Any]:
         now = clock() - start
         times.append(now)
         ids.append(token)
-        if now > cut_after and len(ids) < limit:
+        if (now > cut_after or (len(ids) == 1 and now > cut_first_after)) and len(ids) < limit:
             cut = True
             break
     latency = clock() - start

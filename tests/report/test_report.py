@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fake_studies
+from factories import measurement
 from fake_studies import STUDIES
 from inferplan.errors import UnknownNameError
 from inferplan.report import (
@@ -126,6 +127,31 @@ def test_a_race_is_told_by_what_was_started_with_the_rest_counted_and_explained_
     assert "no other plan meets" not in text
     for format in ("md", "html", "csv"):
         assert render(report, format).count("not started: predicted") >= 6
+
+
+def test_a_plan_that_only_a_limit_kept_from_the_final_is_shown_as_looked_at() -> None:
+    study = STUDIES["raced"]()
+    seen = next(plan for plan, why in study.left_out if why.startswith("ruled out by a look"))
+    left_out = tuple((plan, why) for plan, why in study.left_out if plan != seen)
+    said = "the budget of 25 s ended the search: there was more to measure."
+    study = replace(study, left_out=left_out, ended=said, finished=True)
+    report = report_of(study)
+    (row,) = [row for row in report.rows if row.plan == seen]
+    assert (row.status, row.verdict) == ("looked at", "")
+    text = render(report, "table")
+    assert re.search(r"runner-up +none was confirmed; the nearest that was looked at is \S+: only looked at", text)
+    assert re.search(r"limit +the budget of 25 s ended the search", text)
+    assert "ended by its limits" in text
+    assert json.loads(render(report, "json"))["ended"] == said
+
+
+def test_of_what_was_disturbed_throughout_no_figure_is_said() -> None:
+    plain = fake_studies.study(threads=(1,))
+    plan = plain.plans[0]
+    cut = measurement(plan, [1.0, 1.0], cut=[0, 1], disturbed=[0, 1])
+    text = render(report_of(replace(plain, measurements=(cut,))), "table")
+    assert "Disturbed: something else took CPU time or memory." in text
+    assert "— ms" not in text
 
 
 @pytest.mark.parametrize(

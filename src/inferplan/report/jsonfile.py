@@ -39,6 +39,7 @@ def as_object(report: Report) -> dict[str, Any]:
         "plans": [_plan(row) for row in report.rows],
         "recipe": report.recipe,
         "reuse": report.study.reuse or None,
+        "ended": report.study.ended or None,
         "study": encode(report.study),
     }
 

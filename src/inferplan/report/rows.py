@@ -59,7 +59,8 @@ class Row:
 
     Attributes:
         status: how its last process ended; `waiting` before the first, `unsupported` when rejected, `ruled out`
-            where the search was done with it before it was measured for its own sake.
+            where the search was done with it before it was measured for its own sake, `looked at` where all that is
+            known of it is a look that did not do that.
         reason: why the status is not `ok`.
         verdict: `meets`, `misses` or `undecided`; empty for a plan that was not judged.
         why: why it was chosen, or why it lost.
@@ -146,10 +147,11 @@ def _rejected(study: Study, plan: Plan, why: str) -> Row:
 def _row(study: Study, ranked: Ranked, chosen: bool) -> Row:
     result = ranked.result
     ruled_out = bool(result.left_out) and (result.looked_at or not result.measurements)
+    looked_at = result.looked_at and result.status == "ok"
     bare = Row(
         plan=result.plan,
-        status="ruled out" if ruled_out else result.status,
-        reason=result.left_out if ruled_out else result.reason,
+        status="ruled out" if ruled_out else "looked at" if looked_at else result.status,
+        reason=result.left_out if ruled_out else result.reason or (ranked.reason if looked_at else ""),
         chosen=chosen,
         why=ranked.reason,
         processes=result.processes,
@@ -168,7 +170,7 @@ def _row(study: Study, ranked: Ranked, chosen: bool) -> Row:
 def _with_figures(row: Row, ranked: Ranked, result: PlanResult) -> Row:
     return replace(
         row,
-        verdict="" if row.status == "ruled out" else ranked.verdict,
+        verdict="" if row.status in ("ruled out", "looked at") else ranked.verdict,
         on_pareto=ranked.on_pareto,
         p50=result.latency(0.5),
         p95=result.latency(0.95),

@@ -71,7 +71,8 @@ def header(report: Report) -> tuple[Fact, ...]:
     facts.append(Fact("SLA", f"{study_sla(report)}; minimize {report.selection.objective.metric}"))
     taken = sum(row.samples for row in report.rows)
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(study.created_at))
-    state = "finished" if study.finished else "not finished, so this may change"
+    state = "ended by its limits" if study.ended else "finished"
+    state = state if study.finished else "not finished, so this may change"
     if not study.settings.watch_outside:
         facts.append(Fact("noise", "outside signals were not watched: no sample is known to be undisturbed"))
     if study.reuse:
@@ -222,8 +223,10 @@ def footnotes(report: Report, *, starred: bool = True) -> list[str]:
             f"a claim about processes in general takes {MIN_PROCESSES}."
         )
     if any(row.disturbed for row in rows):
-        both = ", ".join(f"{milliseconds(row.p50_all.value)} ms for {row.plan}" for row in rows if row.disturbed)
-        found.append(f"Disturbed: something else took CPU time or memory. With those samples left in, p50 is {both}.")
+        known = [row for row in rows if row.disturbed and row.p50_all.value is not None]
+        both = ", ".join(f"{milliseconds(row.p50_all.value)} ms for {row.plan}" for row in known)
+        left_in = f" With those samples left in, p50 is {both}." if both else ""
+        found.append(f"Disturbed: something else took CPU time or memory.{left_in}")
     if studies := _reused(report):
         found.append(f"Reused: processes that earlier studies of this machine measured, {', '.join(studies)}.")
     if any(row.usd_per_mtok is not None for row in rows):
@@ -299,9 +302,11 @@ def _chosen(report: Report) -> tuple[Fact, ...]:
 
 def _nearest_looked_at(report: Report) -> str:
     """Where no other plan is shown to meet the SLA: the best of those that a race looked at, or that there is none."""
-    near = next((row for row in report.rows if row.status == "ruled out" and row.p50.value is not None), None)
-    if near is not None:
+    looks = (row for row in report.rows if row.status in ("ruled out", "looked at") and row.p50.value is not None)
+    if (near := next(looks, None)) is not None:
         return f"none was confirmed; the nearest that was looked at is {near.plan}: {near.reason}"
+    if undecided := sum(row.verdict == "undecided" for row in report.rows):
+        return f"no other plan is shown to meet the SLA; {undecided} undecided"
     unstarted = sum(not row.processes and row.status in ("waiting", "ruled out") for row in report.rows)
     if not unstarted:
         return "no other plan meets the SLA"
@@ -354,6 +359,8 @@ def _change(what: str, ratio: float | None) -> str:
 
 def _remarks(report: Report) -> tuple[Fact, ...]:
     facts = [Fact("note", note) for note in report.selection.notes]
+    if report.study.ended and report.study.finished:
+        facts.append(Fact("limit", report.study.ended))
     if report.study.synthetic:
         facts.append(Fact("note", "synthetic weights: the choice holds for speed and memory of this architecture only"))
     count = len(report.study.workload.prompts)

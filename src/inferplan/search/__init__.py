@@ -23,6 +23,7 @@ class Proposal:
             study's own order.
         cut_after_s: a request that runs longer has shown that its plan cannot win, and is ended; None: the
             study's own rule.
+        cut_first_after_s: so has one whose first token came later; None: no such rule.
         look: see `Measurement.look`.
     """
 
@@ -30,6 +31,7 @@ class Proposal:
     round: int
     prompts: tuple[int, ...] | None = None
     cut_after_s: float | None = None
+    cut_first_after_s: float | None = None
     look: bool = False
 
 
@@ -45,6 +47,10 @@ class Search(Protocol):
     @property
     def remaining(self) -> int:
         """About how many proposals are still to come, as far as can be told now."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it would go on if it had no limits."""
 
     @property
     def left_out(self) -> Mapping[Plan, str]:

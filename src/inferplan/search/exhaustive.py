@@ -62,13 +62,7 @@ class Exhaustive:
 
     def ask(self) -> Proposal | None:
         """What to measure next; None when every round is done, or a limit is reached."""
-        if not self._limits.allow(self._told):
-            return None
-        for number in range(1, self._rounds + 1):
-            left = self._left(number)
-            if left:
-                return Proposal(left[0], number)
-        return None
+        return self._next() if self._limits.allow(self._told) else None
 
     def tell(self, measurement: Measurement) -> None:
         """What came of a proposal; one that was interrupted will be proposed again."""
@@ -76,17 +70,34 @@ class Exhaustive:
 
     @property
     def remaining(self) -> int:
-        """Proposals left: exact for the current round, an estimate (who is a contender now) for later ones."""
+        """Proposals left: exact for the current round, an estimate (who is a contender now) for later ones.
+
+        No more than the limits leave room for.
+        """
         for number in range(1, self._rounds + 1):
             left = self._left(number)
             if left:
-                return len(left) + (self._rounds - number) * len(self._eligible(self._told))
+                more = len(left) + (self._rounds - number) * len(self._eligible(self._told))
+                return min(more, self._limits.left(self._told))
         return 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it would go on if it had no limits."""
+        return self._next() is not None
 
     @property
     def left_out(self) -> Mapping[Plan, str]:
         """None: every plan is measured."""
         return {}
+
+    def _next(self) -> Proposal | None:
+        """What to measure next, if there is time."""
+        for number in range(1, self._rounds + 1):
+            left = self._left(number)
+            if left:
+                return Proposal(left[0], number)
+        return None
 
     def _left(self, number: int) -> tuple[Plan, ...]:
         """The plans that round `number` still owes; it begins when the rounds before it owe none."""

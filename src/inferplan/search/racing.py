@@ -6,6 +6,7 @@ figures to `selection`; reads no clock: the time that is spent is the time that 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import random
@@ -74,6 +75,8 @@ class Racing:
        goes on until its verdict is decided, up to `_PATIENCE` times the processes that it needs. A finalist that
        cannot be confirmed counts no more: the race goes on as if it had never been the best, with further looks
        where plans have a chance now.
+    4. Where no plan is left that may meet the SLA, those whose looks missed it by less than `HEAT_WITHIN` run a final
+       after all, and the nearest in any case: that none meets is shown by whole requests of six processes.
 
     The order follows from the arguments and from what it is told alone: a resumed search goes on as the interrupted
     one would have.
@@ -137,6 +140,13 @@ class Racing:
         return min(self._now().remaining(), self._limits.left(self._told))
 
     @property
+    def unfinished(self) -> bool:
+        """Whether it would go on if it had no limits."""
+        unlimited = copy.copy(self)
+        unlimited._limits, unlimited._state = NO_LIMITS, None
+        return unlimited.ask() is not None
+
+    @property
     def left_out(self) -> Mapping[Plan, str]:
         """Plans that cannot be chosen any more, or that the prediction leaves no chance, with the reason."""
         return self._now().left_out()
@@ -155,6 +165,10 @@ class Racing:
             self._expected = {kept: made for kept, made in self._expected.items() if kept[0] == len(looks)}
             self._expected[key] = self._predict([m for m in looks if m.plan != without])
         return self._expected[key]
+
+    def _beforehand_out(self, plan: Plan) -> str:
+        """Why a plan had no chance before anything was measured; empty if it had."""
+        return self._goal.no_chance(plan, self._foreseen([]), None)
 
     def _promised(self, plan: Plan) -> float:
         """How much a look at `plan` promised before anything was measured."""
@@ -239,7 +253,7 @@ class _State:
         plan = waiting[0] if race._pick is None else race._pick(waiting, self._told)
         if plan is None:
             return None
-        return Proposal(plan, 1, race._look_at, self._cut_after_s(), look=True)
+        return Proposal(plan, 1, race._look_at, self._cut_after_s(), self._cut_first_after_s(), look=True)
 
     def _opening(self, waiting: Sequence[Plan]) -> list[Plan]:
         """Of each engine that was not looked at yet the plan that promised most beforehand, the best first.
@@ -286,15 +300,24 @@ class _State:
         return m.wall_s + requests * max(self._race._prompts / max(len(m.samples), 1) - 1, 0.0)
 
     def _cut_after_s(self) -> float | None:
-        """When a request has shown that its plan can neither meet the SLA nor come near the best."""
-        bounded = (c for c in self._goal.sla.constraints if c.metric.quantity == "latency" and (c.metric.q or 0) >= 0.5)
-        limits = [c.limit for c in bounded]
-        bounds = [max(limits)] if limits else []
+        """When a request has shown that its plan can neither meet the SLA, by far, nor come near the best."""
+        limits = self._limits("latency")
+        bounds = [HEAT_WITHIN * max(limits)] if limits else []
         if self._goal.objective.metric == "latency" and self._best is not None:
             seen = [s for m in self._best.result.measurements for s in m.samples]
             alike = [s.latency_s for s in seen if s.index in self._race._look_at] or [s.latency_s for s in seen]
             bounds.append(CUT_AT * max(alike))
         return min(bounds, default=None)
+
+    def _cut_first_after_s(self) -> float | None:
+        """When the first token has come too late for the SLA, by far."""
+        limits = self._limits("ttft")
+        return HEAT_WITHIN * max(limits) if limits else None
+
+    def _limits(self, quantity: str) -> list[float]:
+        """What the SLA allows the median of a time, or more than half of it."""
+        bounded = (c for c in self._goal.sla.constraints if c.metric.quantity == quantity)
+        return [c.limit for c in bounded if (c.metric.q or 0) >= 0.5]
 
     def _no_chance(self, plan: Plan) -> str:
         """Why a plan that was not started is not worth it: what is expected of it at its best; empty if it is."""
@@ -310,9 +333,10 @@ class _State:
         then, each = self._kept(near[0].plan), self._seconds(near[0].plan)
         for plan in self._to_heat(near + self._doubtful(near)):
             if self._race._limits.allow(self._told, 1 + then, self._seconds(plan) + then * each):
-                cut_after_s = None if any(r.plan == plan for r in near) else self._cut_after_s()
+                whole = any(r.plan == plan for r in near)
+                cuts = (None, None) if whole else (self._cut_after_s(), self._cut_first_after_s())
                 last = max((m.round for m in self._heats.get(plan, ())), default=1)
-                return Proposal(plan, last + 1, None, cut_after_s, look=True)
+                return Proposal(plan, last + 1, None, *cuts, look=True)
         return None
 
     def _to_heat(self, entered: Sequence[Ranked]) -> list[Plan]:
@@ -389,9 +413,31 @@ class _State:
         """The finalists: those near the best of the heat, as many as can be confirmed, and those that have begun."""
         merit, score = self._by_merit(), self._goal.score
         alike = [r for r in merit if r.plan in self._heated] or merit
-        near = [r.plan for r in alike if score(r) <= FINAL_WITHIN * score(alike[0])][:FINALISTS]
+        near = [r.plan for r in alike if score(r) <= FINAL_WITHIN * score(alike[0])] or self._last()
+        near = near[:FINALISTS]
         begun = [plan for plan in self._finals if plan not in self._spent]
         return list(dict.fromkeys([*near[: self._room(near)], *begun]))
+
+    def _last(self) -> list[Plan]:
+        """Where no plan may meet the SLA by its look: those that missed it by little, and one that shows by how much.
+
+        A look is two requests of one process. The nearest is the first.
+        """
+        seen = [self._heated.get(plan, r) for plan, r in self._seen.items() if plan not in self._spent]
+        missed = [r for r in seen if r.eligible and self._goal.hopeless(r) and not self._goal.shown_once(r)]
+        beyond = {r.plan: (self._goal.times_beyond(r), self._expected_s(r), r.plan.id) for r in missed}
+        order = sorted(beyond, key=beyond.__getitem__)
+        return [plan for plan in order if beyond[plan][0] < HEAT_WITHIN] or ([] if self._finals else order[:1])
+
+    def _expected_s(self, r: Ranked) -> float:
+        """What is expected of a plan's latency: of requests that were cut short alike, it tells which is the nearest.
+
+        Where nothing is predicted, the time of each token that came.
+        """
+        if (expected := self._expected.get(r.plan)) is not None:
+            return expected.latency_s.value
+        samples = [s for m in r.result.ok_measurements for s in m.samples]
+        return sum(s.latency_s for s in samples) / max(sum(s.output_tokens for s in samples), 1)
 
     def _room(self, plans: Sequence[Plan]) -> int:
         """How many of `plans` the limits leave time to confirm, at least one."""
@@ -488,9 +534,11 @@ class _State:
 
     def left_out(self) -> dict[Plan, str]:
         race, out = self._race, dict[Plan, str]()
+        # What was disturbed tells a race where to look next, and nobody that a plan is slow.
+        blind = bool(self._seen) and not any(map(_witness, self._seen.values()))
         for plan in race._plans:
             if plan not in self._seen:
-                if why := self._no_chance(plan):
+                if why := race._beforehand_out(plan) if blind else self._no_chance(plan):
                     out[plan] = why
             elif plan not in self._finals and self._seen[plan].eligible and (why := self._beaten(plan)):
                 out[plan] = why
@@ -509,7 +557,9 @@ class _State:
             stand = (h for h in self._heated.values() if h.eligible and h.plan not in self._spent)
             best = min(stand, key=self._key, default=best)
         mine, lowest = self._goal.score(r), self._goal.score(best)
-        if r.plan == best.plan or not 0 < lowest < math.inf:
+        # Near the best, or with nothing but disturbed requests, only a limit keeps a plan from being tried.
+        tried = FINAL_WITHIN if plan in self._heated else HEAT_WITHIN
+        if not 0 < lowest < math.inf or mine <= tried * lowest or not (_witness(r) and _witness(best)):
             return ""
         requests = sum(len(m.samples) for m in r.result.measurements)
         least_ = "at least " if r.result.cut_count else ""

@@ -97,6 +97,27 @@ def test_rounds_are_refused_of_a_race_that_is_gone_on_with(capsys: pytest.Captur
     assert "--rounds 3 cannot be had with --strategy racing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--strategy", "racing"], "--strategy"),
+        (["--models", "small", "--threads", "2"], "--models, --threads"),
+        (["--kv-cache", "on", "--retakes", "0"], "--kv-cache, --retakes"),
+        (["--option", "token_ms=2.0"], "--option"),
+        (["--prompt-tokens", "3,4"], "--prompt-tokens"),
+        (["--max-new-tokens", "5"], "--max-new-tokens"),
+    ],
+)
+def test_what_would_make_another_study_is_refused_on_resuming(
+    flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(optimize("--max-trials", "1")) == 0
+    capsys.readouterr()
+    assert cli.main(["optimize", "--resume", "latest", "--no-lock", *flags]) == 2
+    assert f"goes on as it began, without {named}: give that to a new study" in capsys.readouterr().err
+    assert cli.main([*optimize("--max-trials", "2"), "--resume", "latest"]) == 0  # said again, it is the same
+
+
 def test_a_budget_ends_the_search_and_what_is_known_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(optimize("--max-trials", "2", strategy="random")) == 0
     out = capsys.readouterr().out

@@ -82,7 +82,7 @@ UPSTREAM: dict[str, frozenset[str]] = {
         "fits": "machine",
         "forecast": "store",
         "terms": "study locks",
-        "study_file": "study",
+        "study_file": "terms flags",
         "strategies": "study",
         "reuse": "study",
         "commands": "terms study_file strategies reuse report compare doctor bandwidth",

@@ -109,6 +109,15 @@ def test_prompts_of_a_file_are_found_beside_the_study(study: Path, tmp_path: Pat
         ("[space]", "[space]\noptions = {spin = 3}", "option spin must be a list"),
         ("[space]", "space = 3\n[x]", "space must be a table"),
         ("[space]", "[space", "cannot be parsed"),
+        ("[choice]", '[run]\nstrategy = "rac"\n[choice]', "unknown strategy 'rac'"),
+        ("[choice]", '[run]\nbudget = "soon"\n[choice]', "'soon' is not a length of time"),
+        ("[choice]", '[run]\nbudget = "0s"\n[choice]', "must be more than 0 seconds"),
+        ("[choice]", "[run]\nretakes = -1\n[choice]", "retakes must be 0 or more"),
+        ("[choice]", "[run]\nload_timeout = 0\n[choice]", "load_timeout must be more than 0 seconds"),
+        ("[choice]", '[run]\nweights = "none"\n[choice]', "unknown weights 'none'"),
+        ('minimize = "memory"', 'minimize = "space"', "cannot minimize 'space'"),
+        ("[choice]", "[run]\nrounds = 3\n[choice]", "rounds cannot be had with the strategy racing"),
+        ("[choice]", '[run]\nstrategy = "tpe"\nall_rounds = true\n[choice]', "all_rounds cannot be had with the strat"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_files_name(
@@ -120,6 +129,14 @@ def test_what_cannot_be_meant_is_refused_with_the_files_name(
     said = capsys.readouterr().err
     assert words in said
     assert "study.toml" in said
+
+
+def test_a_race_of_a_file_that_has_rounds_is_had_by_a_flag(study: Path) -> None:
+    study.write_text(FILE + '\n[run]\nstrategy = "exhaustive"\nrounds = 3\nall_rounds = true\n')
+    found = begun("--study", str(study), "--strategy", "racing").settings
+    assert (found.strategy, found.rounds, found.all_rounds) == ("racing", terms.ROUNDS, False)
+    found = begun("--study", str(study), "--strategy", "random").settings
+    assert (found.strategy, found.rounds, found.all_rounds) == ("random", 3, True)
 
 
 def test_a_missing_file_and_a_resumed_study_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +175,7 @@ VALUES: some.SearchStrategy[OptionValue] = some.one_of(
     rounds=some.integers(1, 9),
     stop=some.booleans(),
     strategy=some.sampled_from(sorted(STRATEGIES)),
-    budget_s=some.none() | some.integers(1, 10**6).map(lambda tenths: tenths / 10),
+    budget_s=some.none() | some.floats(0, 1e9, exclude_min=True),
     max_trials=some.none() | some.integers(1, 999),
 )
 def test_every_study_is_read_back_as_it_was_written(

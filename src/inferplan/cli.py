@@ -34,6 +34,9 @@ _HELP_WIDTH = "100"
 _BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell has it
 
 
+Build = Callable[[], argparse.ArgumentParser]
+
+
 class _Complaint(InputError):
     """Arguments that cannot be parsed, with the name of the command that was given them."""
 
@@ -51,17 +54,18 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The `inferplan` command; returns its exit code."""
-    return _guarded(build_parser(), argv)
+    return _guarded(build_parser, argv)
 
 
 def benchmark_main(argv: Sequence[str] | None = None) -> int:
     """The `benchmark.py` command; returns its exit code."""
-    return _guarded(build_benchmark_parser(), argv)
+    return _guarded(build_benchmark_parser, argv)
 
 
-def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+def _guarded(build: Build, argv: Sequence[str] | None) -> int:
+    parser = build()
     try:
-        arguments = _parsed(parser, argv)
+        arguments = _parsed(build, argv)
     except _Complaint as err:
         print(f"{err.command}: {err}\nSee `{err.command} --help`.", file=sys.stderr)
         return 2
@@ -88,29 +92,34 @@ def _guarded(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
         signal.signal(signal.SIGTERM, before)
 
 
-def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def _parsed(build: Build, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments as given, else as the study file has them, else their defaults.
+
+    Those that were given themselves are named in `given`, where it matters: beside a study file, or on resuming.
 
     Raises:
         InputError: they cannot be parsed, or the study file cannot.
     """
-    arguments = parser.parse_args(argv)
-    if getattr(arguments, "study_file", None) is None:
+    arguments = build().parse_args(argv)
+    file = getattr(arguments, "study_file", None)
+    if file is None and getattr(arguments, "resume", None) is None:
         return arguments
-    from .study_file import read_study
+    given = _given(build(), argv)
+    arguments.given = frozenset(given)
+    if file is None:
+        return arguments
+    from .study_file import fill_in
 
-    bare = build_parser()
-    actions = _subparsers(bare)["optimize"]._actions
+    fill_in(arguments, file, given)
+    return arguments
+
+
+def _given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
+    """The names of the arguments that stand on the command line. The parser is of no other use afterwards."""
+    actions = [action for one in (parser, *_subparsers(parser).values()) for action in one._actions]
     for action in actions:
         action.default = argparse.SUPPRESS
-    given = {action.dest for action in actions} & set(vars(bare.parse_args(argv)))
-    values = read_study(arguments.study_file)
-    if given & {"prompts", "prompt_tokens"}:
-        given |= {"prompts", "prompt_tokens", "given_prompts"}
-    for name, value in values.items():
-        if name not in given:
-            setattr(arguments, name, value)
-    return arguments
+    return {action.dest for action in actions} & set(vars(parser.parse_args(argv)))
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -131,7 +140,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: they cannot be parsed.
     """
-    return _parsed(build_parser(), argv)
+    return _parsed(build_parser, argv)
 
 
 def build_parser() -> argparse.ArgumentParser:

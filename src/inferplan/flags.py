@@ -10,6 +10,8 @@ from pathlib import Path
 
 from .engines import DEFAULT
 
+WEIGHTS = ("auto", "hub", "synthetic")
+
 
 def sla_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The constraints."""
@@ -108,7 +110,7 @@ def run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool 
     group.add_argument(
         "--weights",
         default="auto",
-        choices=["auto", "hub", "synthetic"],
+        choices=WEIGHTS,
         help="auto: the hub, else packaged, else synthetic weights; hub: nothing else; synthetic: no network",
     )
     group.add_argument(

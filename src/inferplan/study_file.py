@@ -6,16 +6,22 @@ grants `--trust-remote-code`: who runs a model's own code says so on the command
 
 from __future__ import annotations
 
+import argparse
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from .cost import prices_of_table
 from .errors import InputError, UnknownNameError
+from .flags import WEIGHTS
 from .plan import option_text
-from .study import RACES, Study
+from .search.limits import Limits
+from .selection import Objective
+from .study import RACES, Settings, Study
+from .terms import seconds_of
 from .workload import Prompt, parse_prompt
 
 Check = Callable[[object], bool]
@@ -100,7 +106,7 @@ _SOURCES = ("prompts", "prompt", "prompt_tokens")
 def read_study(path: Path) -> dict[str, Any]:
     """The arguments of `optimize` that the file gives, by their names in the parser.
 
-    A path in it is relative to the file's own directory.
+    The path of the prompts is relative to the file's own directory; models are named as on the command line.
 
     Raises:
         InputError: the file is missing, unreadable or no TOML, has an unknown key, or a value of another kind.
@@ -135,7 +141,32 @@ def read_study(path: Path) -> dict[str, Any]:
         raise InputError(f"{where}: {err}") from None
 
 
+def fill_in(arguments: argparse.Namespace, path: Path, given: Set[str]) -> None:
+    """Give `arguments` what the file says, but for those that were `given` themselves.
+
+    A strategy that is given drops the rounds of the file where it is a race, which takes none.
+
+    Raises:
+        InputError: see `read_study`; or the file asks for rounds of a race.
+    """
+    values = read_study(path)
+    sources = {"prompts", "prompt_tokens", "given_prompts"}
+    passed = {*given, *sources} if given & sources else {*given}
+    if "strategy" in given and arguments.strategy in RACES:
+        passed |= {"rounds", "all_rounds"}
+    for name, value in values.items():
+        if name not in passed:
+            setattr(arguments, name, value)
+    of_file = [name for name in ("rounds", "all_rounds") if values.get(name) and name not in passed]
+    if of_file and arguments.strategy in RACES:
+        raise InputError(
+            f"the study file {str(path)!r}: {of_file[0]} cannot be had with the strategy {arguments.strategy}, which "
+            'measures a plan as often as its verdict needs: leave it out, or write strategy = "exhaustive"'
+        )
+
+
 def _arguments(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    _check(values)
     found = dict(values)
     if "kv_cache" in found:
         found["kv_cache"] = ["on" if on else "off" for on in found["kv_cache"]]
@@ -153,6 +184,19 @@ def _arguments(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if "watch" in found:
         found["no_watch"] = not found.pop("watch")
     return found
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Refuse here, where the file can be named, what would be refused later."""
+    names = {"request_timeout": "request_timeout_s", "load_timeout": "load_timeout_s"}
+    known = ("strategy", "max_trials", "rounds", "retakes", *names)
+    Settings(**{names.get(name, name): values[name] for name in known if name in values})
+    if "budget" in values:
+        Limits(seconds=seconds_of(values["budget"]))
+    if "minimize" in values:
+        Objective(values["minimize"])
+    if values.get("weights", WEIGHTS[0]) not in WEIGHTS:
+        raise UnknownNameError("weights", values["weights"], WEIGHTS)
 
 
 def _option(name: str, values: object) -> str:
@@ -188,7 +232,7 @@ def study_text(study: Study) -> str:
         },
         "run": {
             "strategy": settings.strategy,
-            **({} if settings.budget_s is None else {"budget": f"{settings.budget_s:.15g}s"}),
+            **({} if settings.budget_s is None else {"budget": f"{Decimal(repr(settings.budget_s)):f}s"}),
             **({} if settings.max_trials is None else {"max_trials": settings.max_trials}),
             **({} if settings.strategy in RACES else {"rounds": settings.rounds, "all_rounds": settings.all_rounds}),
             "reuse": settings.reuse,

@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -80,6 +80,7 @@ def resumed(store: Store, arguments: Arguments) -> tuple[Study, dict[str, Engine
                 "--max_new_tokens as when it began to go on with it"
             )
         study = replace(study, workload=given)
+    _check_same(study, arguments, infos)
     _check_rounds(study.settings.strategy, arguments)
     rounds = study.settings.rounds if arguments.rounds is None else arguments.rounds
     every = study.settings.all_rounds or arguments.all_rounds
@@ -88,6 +89,47 @@ def resumed(store: Store, arguments: Arguments) -> tuple[Study, dict[str, Engine
     )
     settings = replace(study.settings, rounds=rounds, all_rounds=every, **_limits(arguments))
     return replace(study, settings=settings), infos
+
+
+def _check_same(study: Study, arguments: Arguments, infos: Mapping[str, EngineInfo]) -> None:
+    """Refuse what would make another study of it; what it began with may be said again.
+
+    Raises:
+        InputError: names the flags.
+    """
+    given: Set[str] = getattr(arguments, "given", frozenset())
+    space, settings = study.space, study.settings
+    began: dict[str, object] = {
+        "models": list(space.models),
+        "engines": list(space.engines),
+        "precisions": list(space.precisions),
+        "threads": list(space.threads),
+        "kv_cache": ["on" if on else "off" for on in space.kv_cache],
+        "max_new_tokens": study.workload.max_new_tokens,
+        "private": settings.private,
+        "strategy": settings.strategy,
+        "early_stop": settings.early_stop,
+        "retakes": settings.retakes,
+        "weights": settings.weights,
+        "request_timeout": settings.request_timeout_s,
+        "load_timeout": settings.load_timeout_s,
+        "no_watch": not settings.watch_outside,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    other = [name for name in began if name in given and getattr(arguments, name) != began[name]]
+    if "option" in given:
+        options = replace(space, options=tuple(option_of(text) for text in arguments.option))
+        other += ["option"] if fitted(options, infos).options != space.options else []
+    sources = [name for name in ("prompts", "prompt_tokens") if name in given]
+    if sources and not settings.private:  # those of a private one were compared already; `-` can be read once
+        same = replace(workload_of(arguments), max_new_tokens=study.workload.max_new_tokens)
+        other += sources if same.key != study.workload.key else []
+    if other:
+        flags = ", ".join("--" + name.replace("_", "-") for name in other)
+        raise InputError(
+            f"study {study.id} goes on as it began, without {flags}: give that to a new study. Given anew may be the "
+            "SLA, the choice, --rounds, --all-rounds, --budget and --max-trials"
+        )
 
 
 def _limits(arguments: Arguments) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from factories import measurement
-from inferplan import cli, machine
+from inferplan import cli, locks, machine, rates
 from inferplan._codec import encode
 from inferplan.machine import library_versions
 from inferplan.models import SHIPPED, Checkpoint
@@ -42,6 +44,14 @@ def store(tmp_path: Path) -> Path:
     with Store(tmp_path / "store.db") as kept:
         kept.keep_rates(machine.detect().fingerprint, time.time(), encode(RATES))
         return kept.path
+
+
+@pytest.fixture
+def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another study holds the machine, as far as this test sees."""
+    monkeypatch.setattr(locks, "lock_path", lambda: tmp_path / "lock" / "machine.lock")
+    with locks.machine_lock("another"):
+        yield
 
 
 def predict(store: Path, *arguments: str) -> int:
@@ -159,6 +169,47 @@ def test_predicted_stands_beside_measured_for_everything_in_the_store(
     found = json.loads(capsys.readouterr().out)
     assert found["measured_plans"] == 8
     assert 0 < found["mape"]["all"]["latency_without_plan"] < 0.6
+
+
+def test_a_plan_that_two_studies_measured_is_counted_once_and_shown_with_each(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store(store) as kept:
+        for id in ("20260101-000000-aaaa", "20260102-000000-bbbb"):
+            take_in(kept, json.dumps(exported(replace(study(), id=id))).encode(), "a test")
+    assert predict(store) == 0
+    out = capsys.readouterr().out
+    assert "16 measurements, a study each, of 8 plans of 2 models on this machine" in out
+    assert len(re.findall(r"gpt2/transformers/int8/t2/kv +2026010[12]-000000-", out)) == 4  # distilgpt2's too
+    assert re.search(r"all +16 ", out)
+    assert predict(store, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["measured_plans"], found["observations"]) == (8, 16)
+    assert {row["measured"]["study"][-4:] for row in found["plans"]} == {"aaaa", "bbbb"}
+
+
+@pytest.mark.usefixtures("busy")
+def test_nothing_is_waited_for_to_say_what_is_wrong_or_that_nothing_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare.db"  # without the rates of this machine
+    assert predict(bare, "gpt2", "--engines", "tranformers") == 2
+    assert "transformers" in capsys.readouterr().err
+    assert predict(bare, "gpt2", "--engines", "transformers", "--threads", "0") == 2
+    assert "threads" in capsys.readouterr().err
+    assert predict(bare) == 0
+    assert "nothing was measured on this machine" in capsys.readouterr().out
+    assert predict(bare, "gpt2", *ENGINES) == 2
+    assert "--no-lock" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("busy")
+def test_the_flag_that_a_busy_machine_names_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "kept", lambda *_, **__: RATES)  # measuring them takes seconds
+    assert predict(tmp_path / "bare.db", "gpt2", "--no-lock", *ENGINES) == 0
+    assert "warning: another timed study runs on this machine" in capsys.readouterr().err
 
 
 def test_measurements_of_another_machine_are_not_learned_from(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,16 @@ from typing import NoReturn
 from . import __version__
 from .engines import HIDDEN, engine_names
 from .errors import BusyError, InferplanError, InputError
-from .flags import objective_flags, output_flags, run_flags, search_flags, sla_flag, space_flags, workload_flags
+from .flags import (
+    lock_flags,
+    objective_flags,
+    output_flags,
+    run_flags,
+    search_flags,
+    sla_flag,
+    space_flags,
+    workload_flags,
+)
 from .sla import METRICS
 
 EXIT_CODES = """\
@@ -362,6 +371,7 @@ def _add_predict(commands: Commands) -> None:  # type: ignore[valid-type]
         "--max_new_tokens", "--max-new-tokens", type=int, default=64, metavar="N", help="tokens out (default: 64)"
     )
     parser.add_argument("--refresh", action="store_true", help="measure the rates of this machine again")
+    lock_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--store", metavar="PATH", help="file that keeps the studies (default: in the user's data directory)"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .engines import DEFAULT
 
+Group = argparse._ActionsContainer  # a parser, or a group of its arguments
 WEIGHTS = ("auto", "hub", "synthetic")
 
 
@@ -131,8 +132,7 @@ def run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool 
         help="do not mark samples that other processes disturbed: on a machine that is never quiet, where it is "
         "the noise that you want to measure",
     )
-    group.add_argument("--no-lock", action="store_true", help="measure although another timed study runs here")
-    group.add_argument("--wait", action="store_true", help="wait until another timed study has ended")
+    lock_flags(group)
     if store:
         group.add_argument(
             "--store", metavar="PATH", help="file that keeps the studies (default: in the user's data directory)"
@@ -144,6 +144,12 @@ def run_flags(parser: argparse.ArgumentParser, store: bool = True, resume: bool 
             help="go on with a study (its id, the start of it, or `latest`); of the other "
             "flags, those of the SLA, the choice, --rounds, --all-rounds, --budget and --max-trials may be given anew",
         )
+
+
+def lock_flags(group: Group) -> None:
+    """What to do when another timed study holds the machine."""
+    group.add_argument("--no-lock", action="store_true", help="measure although another timed study runs here")
+    group.add_argument("--wait", action="store_true", help="wait until another timed study has ended")
 
 
 def search_flags(parser: argparse.ArgumentParser, offered: bool = True) -> None:

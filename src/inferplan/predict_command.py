@@ -53,16 +53,22 @@ def predict(arguments: argparse.Namespace) -> int:
     if not arguments.models and arguments.sla:
         raise InputError("--sla needs a MODEL: without one, predictions are compared with what was measured")
     sla = parse_sla(arguments.sla) if arguments.sla else None
-    asked = {name: shape_of(config_of(name)) for name in arguments.models}  # wrong names are told before any waiting
+    # What is wrong with the arguments is told before any waiting.
+    asked = {name: shape_of(config_of(name)) for name in arguments.models}
+    if arguments.prompt_tokens < 1 or arguments.max_new_tokens < 1:
+        tokens = f"{arguments.prompt_tokens} and {arguments.max_new_tokens}"
+        raise InputError(f"a request has at least 1 token in and out, not {tokens}")
+    granted = fits.granted_bytes()
+    space = terms.space_of(arguments) if asked else None
+    infos = prepare.describe_engines(arguments.engines) if asked else {}
     with Store(store_path(arguments.store)) as store:
         here = machine.detect()
         learned = learn(store, here, _tell)
-        known = _rates(store, here, arguments.refresh)
-    if not asked:
-        return _show_errors(learned, known, arguments)
-    granted = fits.granted_bytes()
-    space = terms.space_of(arguments)
-    infos = prepare.describe_engines(space.engines)
+        if space is None and not learned.seen and not arguments.refresh:  # no rates are needed to say so
+            return _show_errors(Errors(()), learned, arguments)
+        known = _rates(store, here, arguments)
+    if space is None:
+        return _show_errors(errors(learned.seen, known, learned.shapes), learned, arguments)
     space = terms.fitted(space, infos)
     out = dict(space.rejected(lambda plan: infos[plan.engine].reject(plan)))
     plans = [plan for plan in space.plans if plan not in out]
@@ -153,12 +159,17 @@ def _shapes(study: Study, tell: Tell) -> dict[str, Shape]:
     return found
 
 
-def _rates(store: Store, here: machine.Machine, refresh: bool) -> rates.Rates:
+def _rates(store: Store, here: machine.Machine, arguments: argparse.Namespace) -> rates.Rates:
     """Kept ones, else measured under the lock: another study's timings must not pay for it."""
-    if not refresh and (found := rates.known(store, here)) is not None:
+    if not arguments.refresh and (found := rates.known(store, here)) is not None:
         return found
-    with locks.machine_lock("rates of the machine"):
-        return rates.kept(store, here, refresh=refresh, tell=_tell)
+    name, wait, override = "rates of the machine", arguments.wait, arguments.no_lock
+    with locks.machine_lock(name, wait=wait, override=override, on_wait=_tell, on_override=_warn):
+        return rates.kept(store, here, refresh=arguments.refresh, tell=_tell)
+
+
+def _warn(text: str) -> None:
+    _tell(f"warning: {text}")
 
 
 def _tell(text: str) -> None:
@@ -270,8 +281,7 @@ def _as_json(
 # --- predicted against measured ---
 
 
-def _show_errors(learned: Learned, known: rates.Rates, arguments: argparse.Namespace) -> int:
-    found = errors(learned.seen, known, learned.shapes)
+def _show_errors(found: Errors, learned: Learned, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_errors_json(found, learned), indent=2))
         return 0
@@ -287,14 +297,14 @@ def _show_errors(learned: Learned, known: rates.Rates, arguments: argparse.Names
 
 def _error_lines(found: Errors, learned: Learned) -> list[str]:
     models = len({one.plan.model for one in learned.seen})
-    rows = [("plan", "measured p50", "predicted without the plan", "error", "predicted without the model", "error")]
+    rows = [_COMPARED_HEADER]
     for one in found.compared:
         plan, model = one.pair("plan", "latency"), one.pair("model", "latency")
         if plan is not None:
             truth = format_quantity("time", plan[0])
-            rows.append((one.seen.plan.id, truth, *_off(plan), *_off(model)))
+            rows.append((one.seen.plan.id, one.seen.study, truth, *_off(plan), *_off(model)))
     text = [
-        f"Predicted against measured: {learned.plans} plans of {models} models on this machine.",
+        f"Predicted against measured: {_counted(learned)} of {models} model{'s' * (models != 1)} on this machine.",
         "Each plan is predicted from the others: without itself, and without any plan of its model.",
         "",
         *_table(rows),
@@ -305,7 +315,31 @@ def _error_lines(found: Errors, learned: Learned) -> list[str]:
     return [*text, "", *(f"{label}: {_percent(value)}" for label, value in _summary(found))]
 
 
-_MAPE_HEADER = ("engine", "plans", "latency, plan out", "latency, model out", "memory, plan out", "memory, model out")
+_COMPARED_HEADER = (
+    "plan",
+    "study",
+    "measured p50",
+    "predicted without the plan",
+    "error",
+    "predicted without the model",
+    "error",
+)
+
+
+def _counted(learned: Learned) -> str:
+    """How many plans, and in how many studies each, where that is more than one."""
+    plans, times = f"{learned.plans} plan{'s' * (learned.plans != 1)}", len(learned.seen)
+    return plans if times == learned.plans else f"{times} measurements, a study each, of {plans}"
+
+
+_MAPE_HEADER = (
+    "engine",
+    "measured",
+    "latency, plan out",
+    "latency, model out",
+    "memory, plan out",
+    "memory, model out",
+)
 
 
 def _mape_row(found: Errors, engine: str | None) -> tuple[str, ...]:
@@ -336,6 +370,7 @@ def _errors_json(found: Errors, learned: Learned) -> dict[str, Any]:
     kinds: tuple[Literal["plan", "model"], ...] = ("plan", "model")
     return {
         "measured_plans": learned.plans,
+        "observations": len(learned.seen),
         "mape": {
             engine or "all": {f"{q}_without_{k}": found.mape(k, q, engine) for q in ("latency", "peak") for k in kinds}
             for engine in (*found.engines, None)

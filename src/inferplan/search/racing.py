@@ -557,7 +557,8 @@ class _State:
             stand = (h for h in self._heated.values() if h.eligible and h.plan not in self._spent)
             best = min(stand, key=self._key, default=best)
         mine, lowest = self._goal.score(r), self._goal.score(best)
-        # Near the best, or with nothing but disturbed requests, only a limit keeps a plan from being tried.
+        # One that is near the best was kept from being tried, by a limit or enough others; one that was disturbed shows
+        # nothing.
         tried = FINAL_WITHIN if plan in self._heated else HEAT_WITHIN
         if not 0 < lowest < math.inf or mine <= tried * lowest or not (_witness(r) and _witness(best)):
             return ""

@@ -116,6 +116,8 @@ def test_what_would_make_another_study_is_refused_on_resuming(
     assert cli.main(["optimize", "--resume", "latest", "--no-lock", *flags]) == 2
     assert f"goes on as it began, without {named}: give that to a new study" in capsys.readouterr().err
     assert cli.main([*optimize("--max-trials", "2"), "--resume", "latest"]) == 0  # said again, it is the same
+    again = ["--threads", "1", "1", "--kv-cache", "off", "on", "--max-trials", "3"]
+    assert cli.main(["optimize", "--resume", "latest", "--no-lock", *again]) == 0
 
 
 def test_a_budget_ends_the_search_and_what_is_known_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +282,7 @@ BAD = [
     (["--sla", "p50<=1s", "--all-rounds", "--strategy", "tpe"], "--strategy exhaustive"),
     (["--sla", "p50<=1s", "--strategy", "raceing"], "racing"),
     (["--sla", "p50<=1s", "--resume", "nonesuch"], "nonesuch"),
+    (["--resume", ""], "unknown study ''"),
     (["--sla", "p50<=1s", "--models", "gpt3", "--engines", "transformers"], "gpt3"),
     (["--sla", "p50<=1s", "--store", "/proc/nowhere/store.db"], "store"),
     (["--sla", "p50<=1s", "--out", "/proc/nowhere"], "/proc/nowhere"),

@@ -116,6 +116,7 @@ def test_prompts_of_a_file_are_found_beside_the_study(study: Path, tmp_path: Pat
         ("[choice]", "[run]\nload_timeout = 0\n[choice]", "load_timeout must be more than 0 seconds"),
         ("[choice]", '[run]\nweights = "none"\n[choice]', "unknown weights 'none'"),
         ('minimize = "memory"', 'minimize = "space"', "cannot minimize 'space'"),
+        ("p50<=10s", "p50<=fast", "'fast' is not a number with a unit"),
         ("[choice]", "[run]\nrounds = 3\n[choice]", "rounds cannot be had with the strategy racing"),
         ("[choice]", '[run]\nstrategy = "tpe"\nall_rounds = true\n[choice]', "all_rounds cannot be had with the strat"),
     ],

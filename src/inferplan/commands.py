@@ -223,7 +223,7 @@ def _search(arguments: Arguments, sla: SLA | None, space: Space | None = None) -
             print(text, file=sys.stderr, flush=True)
 
     with Store(path) as store:
-        if arguments.resume:
+        if arguments.resume is not None:
             study, infos = terms.resumed(store, arguments)
         else:
             assert sla is not None, "a new study needs an SLA"

@@ -19,7 +19,7 @@ from .errors import InputError, UnknownNameError
 from .flags import WEIGHTS
 from .plan import option_text
 from .search.limits import Limits
-from .selection import Objective
+from .selection import Objective, parse_sla
 from .study import RACES, Settings, Study
 from .terms import seconds_of
 from .workload import Prompt, parse_prompt
@@ -193,6 +193,8 @@ def _check(values: Mapping[str, Any]) -> None:
     Settings(**{names.get(name, name): values[name] for name in known if name in values})
     if "budget" in values:
         Limits(seconds=seconds_of(values["budget"]))
+    if "sla" in values:
+        parse_sla(values["sla"])
     if "minimize" in values:
         Objective(values["minimize"])
     if values.get("weights", WEIGHTS[0]) not in WEIGHTS:

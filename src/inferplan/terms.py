@@ -116,7 +116,7 @@ def _check_same(study: Study, arguments: Arguments, infos: Mapping[str, EngineIn
         "no_watch": not settings.watch_outside,
         "trust_remote_code": settings.trust_remote_code,
     }
-    other = [name for name in began if name in given and getattr(arguments, name) != began[name]]
+    other = [name for name in began if name in given and _values(getattr(arguments, name)) != _values(began[name])]
     if "option" in given:
         options = replace(space, options=tuple(option_of(text) for text in arguments.option))
         other += ["option"] if fitted(options, infos).options != space.options else []
@@ -130,6 +130,11 @@ def _check_same(study: Study, arguments: Arguments, infos: Mapping[str, EngineIn
             f"study {study.id} goes on as it began, without {flags}: give that to a new study. Given anew may be the "
             "SLA, the choice, --rounds, --all-rounds, --budget and --max-trials"
         )
+
+
+def _values(value: object) -> object:
+    """An axis without the order and the repeats of its values, which make no other plans."""
+    return set(value) if isinstance(value, list) else value
 
 
 def _limits(arguments: Arguments) -> dict[str, Any]:

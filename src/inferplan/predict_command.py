@@ -58,17 +58,15 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.prompt_tokens < 1 or arguments.max_new_tokens < 1:
         tokens = f"{arguments.prompt_tokens} and {arguments.max_new_tokens}"
         raise InputError(f"a request has at least 1 token in and out, not {tokens}")
+    if not asked:
+        return _against_measured(arguments)
     granted = fits.granted_bytes()
-    space = terms.space_of(arguments) if asked else None
-    infos = prepare.describe_engines(arguments.engines) if asked else {}
+    space = terms.space_of(arguments)
+    infos = prepare.describe_engines(space.engines)
     with Store(store_path(arguments.store)) as store:
         here = machine.detect()
         learned = learn(store, here, _tell)
-        if space is None and not learned.seen and not arguments.refresh:  # no rates are needed to say so
-            return _show_errors(Errors(()), learned, arguments)
         known = _rates(store, here, arguments)
-    if space is None:
-        return _show_errors(errors(learned.seen, known, learned.shapes), learned, arguments)
     space = terms.fitted(space, infos)
     out = dict(space.rejected(lambda plan: infos[plan.engine].reject(plan)))
     plans = [plan for plan in space.plans if plan not in out]
@@ -80,11 +78,11 @@ def predict(arguments: argparse.Namespace) -> int:
     ]
     predictor = Predictor.fit(seen, known, {**learned.shapes, **asked})
     predictions = predictor.predict_all(plans, arguments.prompt_tokens, arguments.max_new_tokens)
-    answers = answer(predictions, sla, granted, asked)
+    answers, measured = answer(predictions, sla, granted, asked), len({one.plan for one in seen})
     if arguments.json:
-        print(json.dumps(_as_json(answers, out, sla, arguments, len({one.plan for one in seen}), granted), indent=2))
+        print(json.dumps(_as_json(answers, out, sla, arguments, measured, granted), indent=2))
     else:
-        print("\n".join(_lines(answers, out, sla, arguments, len({one.plan for one in seen}), asked, granted)))
+        print("\n".join(_lines(answers, out, sla, arguments, measured, asked, granted)))
     return 0
 
 
@@ -281,7 +279,12 @@ def _as_json(
 # --- predicted against measured ---
 
 
-def _show_errors(found: Errors, learned: Learned, arguments: argparse.Namespace) -> int:
+def _against_measured(arguments: argparse.Namespace) -> int:
+    with Store(store_path(arguments.store)) as store:
+        here = machine.detect()
+        learned, found = learn(store, here, _tell), Errors(())
+        if learned.seen or arguments.refresh:  # else no rates are needed to say that there is nothing
+            found = errors(learned.seen, _rates(store, here, arguments), learned.shapes)
     if arguments.json:
         print(json.dumps(_errors_json(found, learned), indent=2))
         return 0
